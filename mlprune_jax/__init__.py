@@ -1,0 +1,1 @@
+"""MLPruning in JAX/Flax: BERT-family encoders made small and fast by learned structured pruning."""

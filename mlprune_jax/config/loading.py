@@ -1,0 +1,180 @@
+"""From a YAML file and dotted overrides to validated settings, and back; every failure is one `ConfigError`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from mlprune_jax.config.yaml_text import read_yaml, write_yaml
+from mlprune_jax.errors import ConfigError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+MAX_BYTES = 1 << 20  # a config is a page; anything larger is another file given by mistake
+MAX_SHOWN = 12  # wrong settings named in one message
+
+
+def load_config(cls: type[Settings], path: Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """Read settings from a YAML file, apply dotted overrides, validate.
+
+    Args:
+        cls: the pydantic class to build.
+        path: a YAML file; None starts from nothing, so that the defaults and the overrides decide.
+        overrides: ``"place.of.key=value"`` each, the value in YAML; later ones win.
+
+    Returns:
+        The validated settings.
+
+    Raises:
+        ConfigError: where the file cannot be read or any setting is wrong; the message names all of them.
+    """
+    data = {} if path is None else _read_mapping(path)
+    for override in overrides:
+        _apply_override(data, override)
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise _config_error(cls, data, error, source=str(path) if path else "settings") from error
+
+
+def dump_config(model: BaseModel) -> str:
+    """Format settings as YAML; `load_config` of the text gives equal settings."""
+    return write_yaml(model.model_dump(mode="json"))
+
+
+def config_schema(cls: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema of a settings class, for editors' completion and checks."""
+    return cls.model_json_schema()
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, not a config file", hint="name the YAML file inside it")
+    if not path.is_file():
+        raise ConfigError(f"there is no config file {path}", hint=_nearby_files(path))
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        text = raw.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", hint="a config is a YAML text file in UTF-8") from error
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes", hint="a config is a YAML text file of one page")
+    data = read_yaml(text, source=str(path))
+    if data is None:
+        raise ConfigError(f"{path} is empty", hint="`mlprune config show` prints every setting with its default")
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{path}: the top level must be `key: value` lines, got {_shown(data)}",
+            hint="`mlprune config show` prints every setting with its default",
+        )
+    return data
+
+
+def _nearby_files(path: Path) -> str:
+    """Name the config the user probably meant, where the folder has one."""
+    try:
+        names = sorted(p.name for p in path.parent.glob("*.y*ml"))
+    except (OSError, ValueError):
+        names = []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.parent / near[0]}?" if near else "check the path after --config"
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    place, equals, text = override.partition("=")
+    keys = [key.strip() for key in place.split(".")]
+    if not equals or not all(keys):
+        raise ConfigError(f"cannot read the override {_shown(override)}", hint="write --set place.of.key=value")
+    value = read_yaml(text, source=f"--set {_short(override)}")
+    for depth, key in enumerate(keys[:-1], start=1):
+        if data.get(key) is None:
+            data[key] = {}
+        data = data[key]
+        if not isinstance(data, dict):
+            above = ".".join(keys[:depth])
+            raise ConfigError(
+                f"cannot set {'.'.join(keys)}: {above} is {_shown(data)}, which has no keys",
+                hint=f"set {above} as a whole",
+            )
+    data[keys[-1]] = value
+
+
+def _config_error(cls: type[BaseModel], data: Any, error: ValidationError, *, source: str) -> ConfigError:
+    lines = list(dict.fromkeys(_problem(cls, data, detail) for detail in error.errors(include_url=False)))
+    if len(lines) == 1:
+        return ConfigError(f"{source}: {lines[0]}")
+    shown = [f"  {line}" for line in lines[:MAX_SHOWN]]
+    if len(lines) > MAX_SHOWN:
+        shown.append(f"  and {len(lines) - MAX_SHOWN} more")
+    return ConfigError("\n".join([f"{source}: {len(lines)} settings are wrong", *shown]))
+
+
+def _problem(cls: type[BaseModel], data: Any, detail: ErrorDetails) -> str:
+    """One line, ``place: what, got value``, from one of pydantic's errors."""
+    kind, value = detail["type"], detail["input"]
+    keys = _place(data, detail["loc"], missing=kind == "missing")
+    place = ".".join(keys) or "settings"
+    if kind == "extra_forbidden":
+        return f"{place}: unknown key{_suggestion(cls, keys)}"
+    if kind == "missing":
+        return f"{place}: is required and not given"
+    what = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").removeprefix("Input ")
+    what = what[:1].lower() + what[1:]
+    # A validator of several settings together already says which values do not fit.
+    told = ", got " in what or (kind in ("value_error", "assertion_error") and isinstance(value, dict | BaseModel))
+    return f"{place}: {what}" if told else f"{place}: {what}, got {_shown(value)}"
+
+
+def _place(data: Any, loc: tuple[int | str, ...], *, missing: bool) -> list[str]:
+    """The keys of ``loc`` that stand in the data: pydantic adds the names of a union's branches, which do not."""
+    keys = []
+    for part in loc[:-1] if missing else loc:
+        in_list = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if in_list or (isinstance(data, dict) and part in data):
+            data = data[part]
+            keys.append(str(part))
+    return [*keys, str(loc[-1])] if missing else keys
+
+
+def _suggestion(cls: type[BaseModel], keys: list[str]) -> str:
+    """The nearest known name, at the same place first; failing that, what may stand there."""
+    known = list(_dotted_names(cls))
+    parent = ".".join(keys[:-1])
+    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    place = ".".join(keys)
+    near = difflib.get_close_matches(place, siblings, n=1, cutoff=0.75) or difflib.get_close_matches(place, known, n=1)
+    if near:
+        return f", did you mean {near[0]}?"
+    if siblings:
+        return f"; known here: {', '.join(name.rpartition('.')[2] for name in siblings)}"
+    return ""
+
+
+def _dotted_names(cls: type[BaseModel], prefix: str = "", above: tuple[type, ...] = ()) -> Iterator[str]:
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        for nested in _models_in(field.annotation):
+            if nested not in above:
+                yield from _dotted_names(nested, f"{prefix}{name}.", (*above, cls))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings classes an annotation such as ``Blocks | None`` can hold directly."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _shown(value: Any) -> str:
+    return _short(repr(value))
+
+
+def _short(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

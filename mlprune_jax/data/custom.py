@@ -1,0 +1,104 @@
+"""The user's own task: any tsv, csv or jsonl files with named columns."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mlprune_jax.data.tables import READERS, OnDamaged, Table, read_table
+from mlprune_jax.data.tasks import TEST, Examples, Task, TaskKind, to_examples
+from mlprune_jax.errors import ConfigError, DataError
+
+_STEMS = {"train": ("train",), "dev": ("dev", "validation"), TEST: (TEST,)}
+_METRICS = {"classification": ("accuracy",), "regression": ("pearson", "spearman")}
+
+
+def load_custom(
+    source: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    text_columns: Sequence[str],
+    label_column: str,
+    labels: Sequence[str] | None = None,
+    kind: TaskKind = "classification",
+    *,
+    name: str = "custom",
+    metrics: Sequence[str] | None = None,
+    on_damaged: OnDamaged = "error",
+) -> tuple[Task, dict[str, Examples]]:
+    """Read a task from files with named columns.
+
+    Labels that are not given are those of the train split, sorted (as numbers where all are whole numbers); the other
+    splits must use the same ones.
+
+    Args:
+        source: a folder with ``train.*`` and ``dev.*`` (or ``validation.*``; ``test.*`` where there is one), each tsv,
+            csv or jsonl; or split -> file.
+        text_columns: one column name, or two for pairs.
+        label_column: name of the label's column; a test split may lack it.
+        labels: class names in the order of their ids.
+        kind: "classification" or "regression".
+        name: the task's name in reports.
+        metrics: names of the scores, the primary one first; accuracy, or pearson and spearman, where None.
+        on_damaged: what becomes of lines with a wrong number of columns: "error" or "skip".
+
+    Returns:
+        The task, and its examples by split.
+
+    Raises:
+        ConfigError: the columns, labels and kind do not make a task.
+        DataError: a file is missing or damaged, or a label is not one of the task's.
+    """
+    if kind not in _METRICS:
+        raise ConfigError(f"custom tasks cannot be of kind {kind!r}", hint=f"use one of {', '.join(_METRICS)}")
+    files = {s: Path(p) for s, p in source.items()} if isinstance(source, Mapping) else _find_files(Path(source))
+    columns = {s: ((), (label_column,)) if s.startswith(TEST) else ((label_column,), ()) for s in files}
+    tables = {
+        split: read_table(path, [*text_columns, *columns[split][0]], optional=columns[split][1], on_damaged=on_damaged)
+        for split, path in files.items()
+    }
+    if kind == "classification" and labels is None:
+        labels = _infer_labels(tables.get("train"), label_column)
+    task = Task(
+        name=name,
+        kind=kind,
+        labels=tuple(labels or ()),
+        text_columns=tuple(text_columns),
+        label_column=label_column,
+        metrics=tuple(metrics or _METRICS[kind]),
+    )
+    return task, {split: to_examples(table, task) for split, table in tables.items()}
+
+
+def _find_files(folder: Path) -> dict[str, Path]:
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise DataError(f"no folder {str(folder)!r}", hint="pass a folder with train.* and dev.*, or split -> file")
+    files: dict[str, Path] = {}
+    for split, stems in _STEMS.items():
+        found = [p for stem in stems for end in READERS if (p := folder / f"{stem}{end}").is_file()]
+        if len(found) > 1:
+            names = ", ".join(p.name for p in found)
+            raise DataError(f"{folder}: several files for {split}: {names}", hint="keep one, or pass split -> file")
+        if found:
+            files[split] = found[0]
+        elif split != TEST:
+            held = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
+            wanted = " or ".join(f"{stem}.*" for stem in stems)
+            raise DataError(f"{folder}: no {wanted}; it holds {held}", hint=f"{wanted} is one of {', '.join(READERS)}")
+    return files
+
+
+def _infer_labels(train: Table | None, column: str) -> list[str]:
+    if train is None:
+        raise ConfigError("labels can only be found in a train split", hint="name them with labels=...")
+    labels = sorted(set(train.columns[column]))
+    if len(labels) < 2:
+        raise DataError(f"{train.path}: column {column!r} holds one label only: {labels}", hint="name another column")
+    if len(labels) == len(train) > 2:
+        raise DataError(
+            f"{train.path}: column {column!r} holds a different label in each of its {len(train)} rows",
+            hint="name another column, or set the kind to 'regression'",
+        )
+    whole = all(re.fullmatch(r"[+-]?\d+", label) for label in labels)
+    return sorted(labels, key=int) if whole else labels

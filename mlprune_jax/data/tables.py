@@ -1,0 +1,216 @@
+"""Tables of text: tsv, csv and jsonl files with named columns, read without guessing and without repairing."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mlprune_jax.errors import DataError
+
+OnDamaged = Literal["error", "skip"]
+Record = dict[str, str | None] | str  # one row by column name, or what is wrong with its line
+Rows = Iterable[tuple[int, Record]]  # with the 1-based line each row starts on
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The chosen columns of one file, as text.
+
+    Attributes:
+        path: the file they come from.
+        columns: column name -> one text per row.
+        lines: the 1-based line of the file each row starts on, for messages.
+    """
+
+    path: Path
+    columns: dict[str, list[str]]
+    lines: list[int]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+
+def read_table(
+    path: str | Path,
+    columns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    header: Sequence[str] | None = None,
+    on_damaged: OnDamaged = "error",
+) -> Table:
+    """Read the named columns of a ``.tsv``, ``.csv`` or ``.jsonl`` file.
+
+    tsv is GLUE's: split on TAB, no quoting; csv has real quoting; jsonl is one object a line. Only ``\\n`` (or
+    ``\\r\\n``) ends a line, and "NA", "null" and empty cells are text. Blank lines at the end are not rows.
+
+    Args:
+        path: the file, UTF-8 with or without a byte order mark.
+        columns: names that must be there.
+        optional: names that are read where the file has them.
+        header: column names of a tsv or csv file that has no header line.
+        on_damaged: "skip" leaves damaged lines out and logs how many; "error" stops at the first.
+
+    Returns:
+        The columns, at least one row long.
+
+    Raises:
+        DataError: the file is missing, empty or not UTF-8, lacks a column, or has a damaged line.
+    """
+    path = Path(path)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: unknown table format {path.suffix!r}", hint=f"use one of {', '.join(READERS)}")
+    found, rows = reader(_read_text(path), path, header)
+    names = _choose(path, found, columns, optional)
+    table = Table(path, {name: [] for name in names}, [])
+    skipped = _fill(table, rows, on_damaged)
+    if skipped:
+        _log.warning("%s: skipped %d damaged lines of %d: %s", path, len(skipped), len(skipped) + len(table), skipped[:5])
+    if not table.lines:
+        raise DataError(f"{path}: no rows, {len(skipped)} damaged lines", hint="pass a file with at least one row")
+    return table
+
+
+def _fill(table: Table, rows: Rows, on_damaged: OnDamaged) -> list[int]:
+    """Append the rows to the table's columns; returns the lines that were skipped."""
+    skipped: list[int] = []
+    for line, record in rows:
+        cells = _pick(record, table.columns)
+        if not isinstance(cells, str):
+            table.lines.append(line)
+            for column, cell in zip(table.columns.values(), cells, strict=True):
+                column.append(cell)
+        elif on_damaged == "skip":
+            skipped.append(line)
+        else:
+            raise DataError(
+                f"{table.path}, line {line}: {cells}",
+                hint="repair the line, or set on_damaged to 'skip' to leave such lines out (counted and reported)",
+            )
+    return skipped
+
+
+def _pick(record: Record, names: Iterable[str]) -> list[str] | str:
+    """The named cells of a row, or what is wrong with its line."""
+    if isinstance(record, str):
+        return record
+    cells: list[str] = []
+    for name in names:
+        cell = record.get(name)
+        if cell is None:
+            return f"column {name!r} is " + ("null or not a plain value" if name in record else "absent")
+        cells.append(cell)
+    return cells
+
+
+def _choose(path: Path, found: Sequence[str], columns: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """The columns to read, each exactly once in the file."""
+    for name in columns:
+        if found and name not in found:
+            near = difflib.get_close_matches(name, found, n=1)
+            raise DataError(
+                f"{path}: no column {name!r}; columns found: {', '.join(found)[:300]}",
+                hint=f"did you mean {near[0]!r}?" if near else "name the columns of this file",
+            )
+    names = list(dict.fromkeys([*columns, *(name for name in optional if name in found)]))
+    for name in names:
+        if found.count(name) > 1:
+            raise DataError(f"{path}: {found.count(name)} columns are named {name!r}", hint="give each its own name")
+    return names
+
+
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", hint="check the path") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 ({error.reason})", hint="save the file as UTF-8") from None
+    text = text.rstrip("\r\n")
+    if not text:
+        raise DataError(f"{path}: the file is empty", hint="pass a file with at least one row")
+    return text
+
+
+def _lines(text: str) -> list[str]:
+    # Not splitlines(): it also splits at \x0b, \x1c, \u2028 and others, which are part of the text here.
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def _record(names: Sequence[str], cells: Sequence[str]) -> Record:
+    if len(cells) != len(names):
+        return f"wanted {len(names)} columns, found {len(cells)}"
+    return dict(zip(names, cells, strict=True))
+
+
+def _read_tsv(text: str, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:
+    lines = _lines(text)
+    names = header or lines.pop(0).split("\t")
+    first = 1 if header else 2
+    return names, ((number, _record(names, line.split("\t"))) for number, line in enumerate(lines, first))
+
+
+def _read_csv(text: str, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:
+    cells = _csv_cells(text, path)
+    names = header or next(cells)[1]
+    return names, ((number, _record(names, row)) for number, row in cells)
+
+
+def _csv_cells(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # Never skipped: a stray quote may have swallowed any number of good rows.
+            raise DataError(f"{path}, line {line}: {error}", hint="repair the quoting of the row") from None
+
+
+def _read_jsonl(text: str, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:
+    lines = _lines(text)
+    first = next((record for record in map(_object, lines) if isinstance(record, dict)), {})
+    return list(first), enumerate(map(_object, lines), 1)
+
+
+def _object(line: str) -> Record:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON: {getattr(error, 'msg', error)}"
+    if not isinstance(value, dict):
+        return f"wanted a JSON object, found {type(value).__name__}"
+    return {name: _plain(cell) for name, cell in value.items()}
+
+
+def _plain(cell: object) -> str | None:
+    """A JSON value as text; None where it is null, nested or no valid text (half a surrogate pair)."""
+    if isinstance(cell, str):
+        return None if _HALF_PAIR.search(cell) else cell
+    if isinstance(cell, bool | int | float):
+        return json.dumps(cell)
+    return None
+
+
+READERS: dict[str, Callable[[str, Path, Sequence[str] | None], tuple[Sequence[str], Rows]]] = {
+    ".tsv": _read_tsv,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+}

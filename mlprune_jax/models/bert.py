@@ -1,0 +1,263 @@
+"""BERT in Flax linen, one file; it knows per-layer sizes and nothing about masks.
+
+Axis names: B batch, L tokens, D hidden size, H kept heads, K features of a head, F kept FFN units.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mlprune_jax.config.geometry import Indices, LayerShape, ModelConfig
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+Hidden = Float[Array, "B L D"]
+Probabilities = Float[Array, "B H L L"]
+
+
+class Encoded(NamedTuple):
+    """What the encoder returns; the tuples are empty unless asked for.
+
+    Attributes:
+        last: hidden state after the last layer, [B, L, D].
+        pooled: tanh projection of the first token, [B, D]; ``None`` where the model has no pooler.
+        hidden_states: the embeddings' output, then each layer's, num_hidden_layers + 1 of [B, L, D].
+        attentions: each layer's attention probabilities before dropout, [B, H, L, L].
+    """
+
+    last: Hidden
+    pooled: Float[Array, "B D"] | None
+    hidden_states: tuple[Hidden, ...]
+    attentions: tuple[Probabilities, ...]
+
+
+class DenseClass(Protocol):
+    """What a replacement for `Dense` must accept: an inference runtime passes a block-sparse one."""
+
+    def __call__(self, features: int, *, dtype: Any, kernel_init: Any, name: str) -> nn.Module: ...
+
+
+class Dense(nn.Module):
+    """Affine map with float32 master weights, ``dtype`` operands and float32 accumulation.
+
+    Half-precision operands with a float32 result are the fastest form on CPUs with AVX512-BF16 and lose nothing
+    on accelerators, so the sum is never rounded before the bias is added.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D_in"]) -> Float[Array, "*B D_out"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        product = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        return (product + bias).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, computed in float32."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return (y * scale + bias).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout whose rate is resolved to 1/256, exactly compensated in the scale.
+
+    Four keep decisions come out of each 32-bit word: drawing the bits is what dropout costs on a CPU, and one word
+    per element made it a quarter of a training step.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*S"], *, train: bool) -> Float[Array, "*S"]:
+        dropped = round(self.rate * 256)
+        if not train or dropped == 0:
+            return x
+        *lead, last = x.shape
+        words = jax.random.bits(self.make_rng("dropout"), (*lead, -(-last // 4)), jnp.uint32)
+        keep = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*lead, -1)[..., :last] >= dropped
+        return jnp.where(keep, x * jnp.asarray(256 / (256 - dropped), x.dtype), jnp.zeros((), x.dtype))
+
+
+def activation(name: str) -> Any:
+    """The FFN activation of HF's ``hidden_act`` name: erf GELU or its tanh approximation."""
+    return partial(jax.nn.gelu, approximate=name != "gelu")
+
+
+def add_into(residual: Hidden, update: Float[Array, "B L kept"], kept: Indices | None) -> Hidden:
+    """Add ``update`` into the ``kept`` features of the residual stream; the other features pass unchanged."""
+    if kept is None:
+        return residual + update
+    return residual.at[..., jnp.asarray(kept)].add(update, unique_indices=True, indices_are_sorted=True)
+
+
+class _Part(nn.Module):
+    """Fields and short-hands that every part of a layer shares."""
+
+    config: ModelConfig
+    shape: LayerShape
+    dtype: Any
+    dense: Any
+
+    def project(self, features: int, name: str) -> nn.Module:
+        init = nn.initializers.normal(self.config.initializer_range)
+        return self.dense(features, dtype=self.dtype, kernel_init=init, name=name)
+
+    def close(self, residual: Hidden, update: Array, kept: Indices | None, *, train: bool) -> Hidden:
+        """Dropout, residual addition and layer norm: how both halves of a layer end."""
+        update = Dropout(self.config.hidden_dropout_prob)(update, train=train)
+        return LayerNorm(self.config.layer_norm_eps, name="norm")(add_into(residual, update, kept))
+
+
+class SelfAttention(_Part):
+    """Multi-head self-attention over the kept heads, with its output projection and residual."""
+
+    @nn.compact
+    def __call__(self, x: Hidden, attention_mask: Array, *, train: bool) -> tuple[Hidden, Probabilities]:
+        config, shape = self.config, self.shape
+        heads = config.num_attention_heads if shape.heads is None else len(shape.heads)
+        split = (*x.shape[:-1], heads, config.head_dim)
+        query, key, value = (
+            self.project(heads * config.head_dim, name)(x).reshape(split) for name in ("query", "key", "value")
+        )
+        scores = jnp.einsum("blhk,bmhk->bhlm", query, key, preferred_element_type=jnp.float32)
+        scores = scores * config.head_dim**-0.5
+        # A finite floor keeps rows without any real token (batch padding) finite.
+        scores = jnp.where(attention_mask[:, None, None, :] != 0, scores, jnp.finfo(jnp.float32).min)
+        probabilities = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        weights = Dropout(config.attention_probs_dropout_prob)(probabilities, train=train)
+        context = jnp.einsum("bhlm,bmhk->blhk", weights, value).reshape(*x.shape[:-1], -1)
+        features = config.hidden_size if shape.attention_output is None else len(shape.attention_output)
+        update = self.project(features, "output")(context)
+        return self.close(x, update, shape.attention_output, train=train), probabilities
+
+
+class FeedForward(_Part):
+    """The two FFN matrices over the kept units, with the residual."""
+
+    @nn.compact
+    def __call__(self, x: Hidden, *, train: bool) -> Hidden:
+        config, shape = self.config, self.shape
+        units = config.intermediate_size if shape.ffn is None else len(shape.ffn)
+        features = config.hidden_size if shape.ffn_output is None else len(shape.ffn_output)
+        inner = activation(config.hidden_act)(self.project(units, "intermediate")(x))
+        return self.close(x, self.project(features, "output")(inner), shape.ffn_output, train=train)
+
+
+class Layer(_Part):
+    """One encoder layer: attention, then feed-forward, post-norm."""
+
+    @nn.compact
+    def __call__(self, x: Hidden, attention_mask: Array, *, train: bool) -> tuple[Hidden, Probabilities]:
+        parts = (self.config, self.shape, self.dtype, self.dense)
+        x, probabilities = SelfAttention(*parts, name="attention")(x, attention_mask, train=train)
+        return FeedForward(*parts, name="ffn")(x, train=train), probabilities
+
+
+class Encoder(nn.Module):
+    """The stack of layers, each with its own kept sizes."""
+
+    config: ModelConfig
+    dtype: Any
+    dense: Any
+
+    @nn.compact
+    def __call__(self, x: Hidden, attention_mask: Array, *, train: bool, hidden: bool, attention: bool) -> Encoded:
+        states, maps = [x], []
+        for i, shape in enumerate(self.config.layer_shapes):
+            layer = Layer(self.config, shape, self.dtype, self.dense, name=f"layer_{i}")
+            x, probabilities = layer(x, attention_mask, train=train)
+            states.append(x)
+            maps.append(probabilities)
+        return Encoded(x, None, tuple(states) if hidden else (), tuple(maps) if attention else ())
+
+
+class Embeddings(nn.Module):
+    """Word, position and token-type embeddings, summed, normalised and dropped out."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, input_ids: Int[Array, "B L"], token_type_ids: Int[Array, "B L"], *, train: bool) -> Hidden:
+        config = self.config
+        init = nn.initializers.normal(config.initializer_range)
+
+        def table(rows: int, name: str) -> nn.Embed:
+            return nn.Embed(rows, config.hidden_size, embedding_init=init, name=name)
+
+        x = table(config.vocab_size, "word")(input_ids)
+        x = x + table(config.max_position_embeddings, "position")(jnp.arange(input_ids.shape[1]))
+        x = x + table(config.type_vocab_size, "token_type")(token_type_ids)
+        x = LayerNorm(config.layer_norm_eps, name="norm")(x).astype(self.dtype)
+        return Dropout(config.hidden_dropout_prob)(x, train=train)
+
+
+class Bert(nn.Module):
+    """BERT's embeddings, encoder and, with ``pool``, pooler.
+
+    Args:
+        config: geometry; ``config.layers`` gives the kept sizes of a shrunk model.
+        dtype: compute dtype of products and activations; parameters, normalisation, softmax and sums are float32.
+        dense: class of the encoder's linear layers, `Dense` unless a runtime passes its own.
+    """
+
+    config: ModelConfig
+    dtype: Any = jnp.float32
+    dense: Any = Dense
+    pool: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        *,
+        train: bool = False,
+        hidden: bool = False,
+        attention: bool = False,
+    ) -> Encoded:
+        """Encode a batch.
+
+        Args:
+            input_ids: token ids below ``vocab_size``, [B, L], L at most ``max_position_embeddings``.
+            attention_mask: 1 for real tokens, 0 for padding, [B, L].
+            token_type_ids: segment ids, [B, L].
+            train: draw dropout from the ``dropout`` rng.
+            hidden, attention: also return all hidden states, all attention probabilities.
+
+        Raises:
+            ValueError: where L is above ``max_position_embeddings`` (its embedding would be out of range).
+        """
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"{input_ids.shape[1]} tokens for {self.config.max_position_embeddings} position embeddings; "
+                "lower max_length"
+            )
+        x = Embeddings(self.config, self.dtype, name="embeddings")(input_ids, token_type_ids, train=train)
+        encoder = Encoder(self.config, self.dtype, self.dense, name="encoder")
+        encoded = encoder(x, attention_mask, train=train, hidden=hidden, attention=attention)
+        if not self.pool:
+            return encoded
+        init = nn.initializers.normal(self.config.initializer_range)
+        pooler = Dense(self.config.hidden_size, self.dtype, init, name="pooler")
+        return encoded._replace(pooled=jnp.tanh(pooler(encoded.last[:, 0])))

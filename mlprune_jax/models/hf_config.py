@@ -1,0 +1,133 @@
+"""``config.json`` in Hugging Face's words and ``pruning.json`` beside it, in and out."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.errors import ConfigError, ModelError
+from mlprune_jax.models.model_folder import CONFIG, PRUNING, read_json
+from mlprune_jax.models.names import Kind
+
+_GEOMETRY = tuple(name for name in ModelConfig.model_fields if name != "layers")
+_REQUIRED = {"model_type": "bert", "position_embedding_type": "absolute", "is_decoder": False}
+_DEFAULTS = {"position_embedding_type": "absolute", "is_decoder": False}
+_ARCHITECTURES: dict[Kind, str] = {
+    "classification": "BertForSequenceClassification",
+    "regression": "BertForSequenceClassification",
+    "span": "BertForQuestionAnswering",
+}
+
+
+class StoredConfig(NamedTuple):
+    """What a folder's JSON files say: the geometry, and ``config.json`` as it is."""
+
+    config: ModelConfig
+    raw: dict[str, Any]
+
+
+def read_config(folder: Path) -> StoredConfig:
+    """Read ``config.json`` and, where it exists, ``pruning.json``; keys that we do not use are ignored.
+
+    Raises:
+        ModelError: where the model is not a BERT encoder of the kind we run, or a value is out of range.
+    """
+    path = folder / CONFIG
+    raw = read_json(path)
+    for key, wanted in _REQUIRED.items():
+        found = raw.get(key)
+        if (_DEFAULTS.get(key) if found is None else found) != wanted:
+            raise ModelError(
+                f"{path}: {key} is {reprlib.repr(found)}, only {wanted!r} is supported",
+                hint="Choose a BERT encoder, for example google-bert/bert-base-uncased.",
+            )
+    # Hugging Face writes null for "the default".
+    fields = {name: raw[name] for name in _GEOMETRY if raw.get(name) is not None}
+    try:
+        dense = ModelConfig(**fields)
+    except ValidationError as error:
+        raise ModelError(f"{path} does not describe a model we run: {_explain(error)}") from error
+    return StoredConfig(_with_layers(dense, folder / PRUNING), raw)
+
+
+def _with_layers(dense: ModelConfig, path: Path) -> ModelConfig:
+    if not path.is_symlink() and not path.exists():
+        return dense
+    stored = read_json(path)
+    if "layers" not in stored:
+        raise ModelError(f"{path} has no layers: what each layer keeps", hint="Take the file of the original folder.")
+    try:
+        return ModelConfig.model_validate({**dense.model_dump(), "layers": stored["layers"]})
+    except ValidationError as error:
+        raise ModelError(f"{path} does not fit {CONFIG}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'values'}: {fault['msg'][:300]} (got {reprlib.repr(fault['input'])})"
+        for fault in error.errors()[:3]
+    )
+
+
+def stored_labels(stored: StoredConfig, path: Path, num_labels: int) -> tuple[str, ...] | None:
+    """The class names of ``id2label`` in order, or None where there are none.
+
+    Raises:
+        ModelError: where they are not ``num_labels`` names numbered from 0.
+    """
+    names = stored.raw.get("id2label")
+    if names is None:
+        return None
+    ids = [str(i) for i in range(num_labels)]
+    if not isinstance(names, dict) or sorted(names) != sorted(ids) or not all(type(names[i]) is str for i in ids):
+        raise ModelError(
+            f"{path}: id2label must name the {num_labels} labels of the stored classifier as '0', '1', ..., "
+            f"got {reprlib.repr(names)}",
+            hint="Correct or remove id2label and label2id.",
+        )
+    return tuple(names[i] for i in ids)
+
+
+def make_config(
+    config: ModelConfig, *, kind: Kind, num_labels: int, labels: Sequence[str] | None, extra: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The content of ``config.json``.
+
+    Args:
+        config: geometry; what each layer keeps does not go here but into ``pruning.json``.
+        kind, num_labels: the task head.
+        labels: one name per class; LABEL_0, LABEL_1, ... where there are none; only classification has them.
+        extra: further keys; ours win over them.
+
+    Raises:
+        ConfigError: where the names are not ``num_labels`` different ones.
+    """
+    ours: dict[str, Any] = {
+        "architectures": [_ARCHITECTURES[kind]],
+        "model_type": "bert",
+        **config.model_dump(include=set(_GEOMETRY)),
+        "position_embedding_type": "absolute",
+        "dtype": "float32",
+    }
+    if kind == "regression":
+        ours["problem_type"] = "regression"
+    if kind != "span":
+        given = tuple(labels or ()) if kind == "classification" else ()
+        names = given or tuple(f"LABEL_{i}" for i in range(num_labels))
+        if len(set(names)) != num_labels or len(names) != num_labels:
+            raise ConfigError(f"labels must be {num_labels} different names, one per output of the head, got {names}")
+        ours["id2label"] = {str(i): name for i, name in enumerate(names)}
+        ours["label2id"] = {name: i for i, name in enumerate(names)}
+    return {**(extra or {}), **ours}
+
+
+def make_pruning(config: ModelConfig, extra: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The content of ``pruning.json``, or None for a dense model with nothing to add; ``layers`` is the config's."""
+    if not config.layers and extra is None:
+        return None
+    return {**(extra or {}), "layers": [layer.model_dump(mode="json") for layer in config.layers]}

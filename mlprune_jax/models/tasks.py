@@ -1,0 +1,77 @@
+"""Task heads on BERT: sequence classification, regression and span extraction."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.models.bert import Bert, Dense, Dropout, Encoded
+
+Kind = Literal["classification", "regression", "span"]
+
+
+class Outputs(NamedTuple):
+    """A task model's outputs.
+
+    Attributes:
+        logits: [B, num_labels]; [B, 1] for regression; [B, L, 2] (start, end) for spans, padding included.
+        encoded: the encoder's outputs.
+    """
+
+    logits: Array
+    encoded: Encoded
+
+
+class TaskModel(nn.Module):
+    """BERT with one task head.
+
+    Args:
+        config, dtype, dense: see `Bert`.
+        kind: "classification" and "regression" read the pooled first token, "span" reads every token.
+        num_labels: classes; 1 for regression, 2 (start and end) for spans.
+    """
+
+    config: ModelConfig
+    kind: Kind
+    num_labels: int
+    dtype: Any = jnp.float32
+    dense: Any = Dense
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        *,
+        train: bool = False,
+        hidden: bool = False,
+        attention: bool = False,
+    ) -> Outputs:
+        """Encode a batch and read the head; arguments as in `Bert.__call__`; logits are float32."""
+        init = nn.initializers.normal(self.config.initializer_range)
+        bert = Bert(self.config, self.dtype, self.dense, pool=self.kind != "span", name="bert")
+        encoded = bert(input_ids, attention_mask, token_type_ids, train=train, hidden=hidden, attention=attention)
+        features = encoded.last
+        if encoded.pooled is not None:
+            features = Dropout(self.config.hidden_dropout_prob)(encoded.pooled, train=train)
+        logits = Dense(self.num_labels, self.dtype, init, name="head")(features)
+        return Outputs(logits.astype(jnp.float32), encoded)
+
+
+def init_params(model: TaskModel, seed: int) -> dict[str, Any]:
+    """Fresh float32 parameters of a model, as a plain nested dict."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return jax.jit(model.init)(jax.random.key(seed), tokens, tokens, tokens)["params"]
+
+
+def predict_logits(model: TaskModel, params: Any, batch: dict[str, Array]) -> Float[Array, "B *out"]:
+    """The logits of a batch without dropout: the pure forward that evaluation and serving jit."""
+    return model.apply(
+        {"params": params}, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+    ).logits

@@ -1,0 +1,219 @@
+"""What a model costs, in weights: the differentiable budgets of the thresholds, and exact counts.
+
+A *fraction* is the kept share of a group's units. One polynomial prices fractions in encoder weights: with
+``sigmoid(threshold)`` it is the budget R that the penalty steers (METHOD: budget), with ``kept / units`` the count.
+Counts include biases and layer norms; both are relative to the DENSE encoder unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil, exp, gcd, lcm
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mlprune_jax.config.geometry import LayerShape, ModelConfig
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.pruning.binarize import kept_units
+from mlprune_jax.pruning.granularity import BlockShape, Group, matrix_shapes
+
+Number = Any  # int, float or a traced scalar: the same polynomial serves all three
+Fractions = Mapping[str, Number]
+Thresholds = Mapping[str, Float[Array, ""]]
+Budget = Callable[[Thresholds], Float[Array, ""]]
+
+
+def encoder_size(config: ModelConfig, *, biases: bool = True) -> int:
+    """Parameters of the encoder that ``config`` describes; without ``biases``, its linear kernels alone."""
+    return sum(layer_cost(config, shape, ("",) * 4, {}, biases=biases) for shape in config.layer_shapes)
+
+
+def dense_size(config: ModelConfig, *, biases: bool = True) -> int:
+    """Parameters of the same encoder before anything was removed (BERT-base: 85,054,464)."""
+    return encoder_size(config.model_copy(update={"layers": ()}), biases=biases)
+
+
+def layer_cost(
+    config: ModelConfig, shape: LayerShape, names: tuple[str, str, str, str], fractions: Fractions, *, biases: bool
+) -> Number:
+    """Weights of one layer that keeps ``fractions`` of its heads, O rows, FFN units and FC2 rows.
+
+    Coupling is in the products: a removed head also removes inputs of O, a removed FFN unit inputs of FC2.
+    """
+    shapes = matrix_shapes(config, shape)
+    heads, rows, ffn, ffn_rows = (fractions.get(name, 1) for name in names)
+    d, inner = shapes["attention/query"]
+    o, f1, f2 = shapes["attention/output"][1], shapes["ffn/intermediate"][1], shapes["ffn/output"][1]
+    kernels = heads * (3 * d * inner) + heads * rows * (inner * o) + ffn * (d * f1) + ffn * ffn_rows * (f1 * f2)
+    if not biases:
+        return kernels
+    return kernels + heads * (3 * inner) + rows * o + ffn * f1 + ffn_rows * f2 + 4 * d
+
+
+def head_row_cost(config: ModelConfig, fractions: Fractions, *, biases: bool) -> Number:
+    """Encoder weights when head and row groups keep ``fractions`` of their units."""
+    layers = enumerate(config.layer_shapes)
+    return sum(layer_cost(config, s, _group_names(i), fractions, biases=biases) for i, s in layers)
+
+
+def _group_names(i: int) -> tuple[str, str, str, str]:
+    return (f"layer_{i}/attention", f"layer_{i}/attention_output", f"layer_{i}/ffn", f"layer_{i}/ffn_output")
+
+
+@dataclass(frozen=True)
+class HeadRowCost:
+    """Pricing of head and row groups.
+
+    Attributes:
+        config: the model before this stage.
+        groups: its head and row groups.
+        block_shape: where a block stage follows, kept units are rounded up until its tiles cover every matrix.
+    """
+
+    config: ModelConfig
+    groups: tuple[Group, ...]
+    block_shape: BlockShape | None = None
+
+    def budget(self, thresholds: Thresholds, temperature: float = 1.0) -> Float[Array, ""]:
+        """R of step 1: expected kernel weights over this model's, each fraction floored at one unit."""
+        fractions = {
+            g.name: jnp.maximum(jax.nn.sigmoid(thresholds[g.name] / temperature), 1 / g.size) for g in self.groups
+        }
+        return head_row_cost(self.config, fractions, biases=False) / encoder_size(self.config, biases=False)
+
+    def round_up(self, kept: Mapping[str, Number]) -> dict[str, Number]:
+        """Kept units, raised until tiles cover every matrix exactly; unchanged where no block stage follows."""
+        if self.block_shape is None:
+            return dict(kept)
+        return {g.name: round_up(kept[g.name], rounding_unit(g, self.block_shape), g.size) for g in self.groups}
+
+    def count(self, kept: Mapping[str, Number]) -> Number:
+        """Encoder parameters when each group keeps ``kept`` units, after rounding."""
+        rounded = self.round_up(kept)
+        fractions = {g.name: rounded[g.name] / g.size for g in self.groups}
+        return head_row_cost(self.config, fractions, biases=True)
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """Pricing of tile groups; what tiles cannot remove (biases, layer norms) is a fixed cost."""
+
+    config: ModelConfig
+    groups: tuple[Group, ...]
+
+    def budget(self, thresholds: Thresholds, temperature: float = 1.0) -> Float[Array, ""]:
+        """R of step 2: expected tiles over this model's tiles."""
+        tiles = sum(jax.nn.sigmoid(thresholds[g.name] / temperature) * g.size for g in self.groups)
+        return tiles / sum(g.size for g in self.groups)
+
+    def round_up(self, kept: Mapping[str, Number]) -> dict[str, Number]:
+        """Tiles need no rounding."""
+        return dict(kept)
+
+    def count(self, kept: Mapping[str, Number]) -> Number:
+        """Encoder parameters when each group keeps ``kept`` tiles."""
+        kernels = encoder_size(self.config, biases=False)
+        fixed = encoder_size(self.config) - kernels
+        return fixed + sum(kept[g.name] * g.unit[0] * g.unit[1] for g in self.groups)
+
+
+Cost = HeadRowCost | BlockCost
+
+
+def rounding_unit(group: Group, block_shape: BlockShape) -> int:
+    """How many units of a head or row group fit tiles exactly.
+
+    Heads and FFN units are outputs of one matrix and inputs of the next, so both block sides must divide them; the
+    rows of O and FC2 are outputs only.
+    """
+    block_in, block_out = block_shape
+    both_sides = group.name.endswith(("/attention", "/ffn"))
+    side = lcm(block_in, block_out) if both_sides else block_out
+    return side // gcd(side, group.unit[0])
+
+
+def round_up(kept: Number, unit: int, limit: int) -> Number:
+    """The next multiple of ``unit``, at most ``limit``; works on ints and traced integers alike."""
+    rounded = (kept + unit - 1) // unit * unit
+    return min(rounded, limit) if isinstance(rounded, int) else jnp.minimum(rounded, limit)
+
+
+def counted_budget(cost: Cost, *, temperature: float = 1.0) -> Budget:
+    """A budget whose value is the exact count, over the dense encoder, and whose gradient is R's.
+
+    R is only a steering quantity: ``ceil`` and the rounding to tiles put the count above it, by several points for
+    small models. Passing the count through R's gradient aims the penalty at what the user asked for.
+    """
+    dense = dense_size(cost.config)
+    scale = encoder_size(cost.config) / dense
+
+    def budget(thresholds: Thresholds) -> Float[Array, ""]:
+        expected = cost.budget(thresholds, temperature) * scale
+        kept = {g.name: kept_units(thresholds[g.name], g.size, temperature) for g in cost.groups}
+        counted = jnp.asarray(cost.count(kept), jnp.float32) / dense
+        return expected + jax.lax.stop_gradient(counted - expected)
+
+    return budget
+
+
+def density(cost: Cost, kept: Mapping[str, int]) -> float:
+    """Kept encoder parameters over the dense encoder's, by count."""
+    return cost.count(kept) / dense_size(cost.config)
+
+
+def smallest_density(cost: Cost) -> float:
+    """Density with one unit left in each group: the least a target can be."""
+    return density(cost, {g.name: 1 for g in cost.groups})
+
+
+def cut_to(cost: Cost, thresholds: Mapping[str, float], target: float, *, temperature: float = 1.0) -> dict[str, int]:
+    """Units to keep in each group so that the count is the largest not above ``target``.
+
+    Shifts all thresholds by one common amount, found by bisection, to just below the target; then gives single units
+    back, those first that are nearest to being kept, until none fits any more.
+
+    Args:
+        cost: prices kept units.
+        thresholds: learned logits by group.
+        target: density over the dense encoder, by count.
+
+    Returns:
+        Kept units by group, at least one each, before rounding to tiles (`Cost.round_up`).
+
+    Raises:
+        ConfigError: the target lies below what one unit per group costs.
+    """
+    if (least := smallest_density(cost)) > target:
+        raise ConfigError(
+            f"density {target:g} cannot be reached: one unit per group already keeps {least:.4f} of the encoder",
+            hint="raise the density, or use smaller units",
+        )
+
+    def wanted(shift: float) -> dict[str, float]:
+        return {g.name: _sigmoid((float(thresholds[g.name]) + shift) / temperature) * g.size for g in cost.groups}
+
+    def kept_at(shift: float) -> dict[str, int]:
+        return {name: max(1, ceil(w)) for name, w in wanted(shift).items()}
+
+    low, high = -60.0 * temperature, 60.0 * temperature
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if density(cost, kept_at(middle)) <= target else (low, middle)
+    kept, ideal = kept_at(low), wanted(high)
+    by_need = sorted(cost.groups, key=lambda g: kept[g.name] - ideal[g.name])
+    open_groups = [g for g in by_need if kept[g.name] < g.size]
+    while open_groups:
+        group = open_groups.pop(0)
+        step = cost.round_up(kept)[group.name] + 1
+        if step <= group.size and density(cost, {**kept, group.name: step}) <= target:
+            kept[group.name] = step
+            open_groups.append(group)
+    return kept
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + exp(-x)) if x > -700 else 0.0

@@ -1,0 +1,130 @@
+"""Scores and thresholds of a model's units, the masks they give, and masks applied to parameters.
+
+All are plain pytrees: scores and thresholds are dicts by group name; masks are a nested dict over the pruned
+parameters alone, each leaf one entry per unit along the parameter's trailing axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Array
+
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.pruning.binarize import binarize, top_k_mask
+from mlprune_jax.pruning.granularity import Group
+
+Groups = tuple[Group, ...]
+ByGroup = Mapping[str, Any]
+Masks = Mapping[str, Any]
+Params = Mapping[str, Any]
+
+ScoreInit = Literal["constant", "uniform", "kaiming_uniform"]
+
+
+def init_scores(groups: Groups, init: ScoreInit = "constant", *, seed: int = 0, scale: float = 0.0) -> dict[str, Array]:
+    """Float32 scores, one per unit.
+
+    Args:
+        groups: what is scored.
+        init: "constant" gives ``scale`` everywhere, so that the order of units breaks the first ties; "uniform" draws
+            from U(-scale, scale); "kaiming_uniform" from U(-1, 1), which is Kaiming's bound for an ``[n, 1]`` score.
+        seed: of the draws; each group draws from a key of its own.
+        scale: constant, or half-width of the uniform draw.
+    """
+    if init == "constant":
+        return {g.name: jnp.full(g.units, scale, jnp.float32) for g in groups}
+    width = 1.0 if init == "kaiming_uniform" else scale
+    keys = jax.random.split(jax.random.key(seed), len(groups))
+    return {
+        g.name: jax.random.uniform(k, g.units, jnp.float32, -width, width) for g, k in zip(groups, keys, strict=True)
+    }
+
+
+def init_thresholds(groups: Groups, start: float = 10.0) -> dict[str, Array]:
+    """Float32 logits of the kept fraction, one per group; 10 keeps everything."""
+    return {g.name: jnp.float32(start) for g in groups}
+
+
+def compute_masks(groups: Groups, scores: ByGroup, thresholds: ByGroup, *, temperature: float = 1.0) -> dict[str, Any]:
+    """Differentiable 0/1 masks of all groups (see `binarize`), shaped as `apply_masks` takes them."""
+    return spread(groups, {g.name: binarize(scores[g.name], thresholds[g.name], temperature) for g in groups})
+
+
+def masks_keeping(groups: Groups, scores: ByGroup, kept: Mapping[str, int]) -> dict[str, Any]:
+    """Bool masks that keep exactly ``kept[name]`` units of each group, highest scores first."""
+    return spread(groups, {g.name: top_k_mask(scores[g.name], jnp.int32(kept[g.name])) for g in groups})
+
+
+def spread(groups: Groups, unit_masks: ByGroup) -> dict[str, Any]:
+    """A mask per group -> a mask per parameter that the group cuts; a bias takes the mask of its output features."""
+    return unflatten_dict({leaf: unit_masks[g.name] for g in groups for leaf in g.leaves})
+
+
+def as_bool(masks: Masks) -> dict[str, Any]:
+    """Masks as they are stored and returned: bool, True = keep."""
+    return jax.tree.map(lambda mask: mask != 0, masks)
+
+
+def apply_mask(weight: Array, mask: Array) -> Array:
+    """``weight`` times ``mask``, each mask entry repeated over its unit of the trailing axes.
+
+    Raises:
+        ConfigError: the mask's shape does not divide the weight's trailing axes.
+    """
+    axes = weight.shape[weight.ndim - mask.ndim :]
+    if mask.ndim > weight.ndim or any(axis % n for axis, n in zip(axes, mask.shape, strict=True)):
+        raise ConfigError(f"a mask of shape {mask.shape} does not fit a parameter of shape {weight.shape}")
+    units = [(n, axis // n) for axis, n in zip(axes, mask.shape, strict=True)]
+    split = weight.reshape(weight.shape[: -mask.ndim] + sum(units, ()))
+    factor = mask.astype(weight.dtype).reshape(sum(((n, 1) for n in mask.shape), ()))
+    return (split * factor).reshape(weight.shape)
+
+
+def apply_masks(params: Params, masks: Masks | None) -> dict[str, Any]:
+    """Parameters with every masked one multiplied by its mask; those without (absent or ``None``) are unchanged.
+
+    Args:
+        params: nested dict of parameters.
+        masks: bool or 0/1 float masks over some of them; gradients flow through float masks.
+
+    Raises:
+        ConfigError: a mask for which there is no parameter, or of a shape that does not fit.
+
+    Example:
+        ``model.apply({"params": apply_masks(params, masks)}, input_ids, attention_mask, token_type_ids)``
+    """
+    if masks is None:
+        return dict(params)
+    if unknown := masks.keys() - params.keys():
+        raise ConfigError(f"masks for unknown parameters {sorted(unknown)}; there are {sorted(params)}")
+
+    def masked(name: str) -> Any:
+        value, mask = params[name], masks.get(name)
+        if mask is None:
+            return value
+        return apply_masks(value, mask) if isinstance(mask, Mapping) else apply_mask(value, mask)
+
+    return {name: masked(name) for name in params}
+
+
+def count_kept(groups: Groups, masks: Masks) -> dict[str, int]:
+    """Units kept in each group, read off the masks."""
+
+    def leaf(group: Group) -> Any:
+        node: Any = masks
+        for key in group.leaves[0]:
+            node = node[key]
+        return node
+
+    return {g.name: int(leaf(g).sum()) for g in groups}
+
+
+def total_units(groups: Groups) -> int:
+    """Units of all groups."""
+    return sum(prod(g.units) for g in groups)

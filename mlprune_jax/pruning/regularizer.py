@@ -1,0 +1,122 @@
+"""The adaptive density penalty, as an optax transform on the thresholds (METHOD: budget and regularisation)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from mlprune_jax.errors import ConfigError
+
+Scalar = Float[Array, ""]
+
+
+class DensityPenaltyState(NamedTuple):
+    """State of `add_density_penalty`, kept for logs and checkpoints.
+
+    Attributes:
+        count: updates so far.
+        density, penalty, strength: budget, penalty and lambda of the last update.
+    """
+
+    count: Int[Array, ""]
+    density: Scalar
+    penalty: Scalar
+    strength: Scalar
+
+
+def density_penalty(density: Scalar, target: Scalar | float, *, two_sided: bool = False) -> Scalar:
+    """``(density - target)^2`` above the target; below it 0, or the same square where ``two_sided``."""
+    gap = density - target
+    return jnp.square(gap if two_sided else jnp.maximum(gap, 0.0))
+
+
+def adaptive_strength(
+    penalty: Scalar,
+    target: Scalar | float,
+    *,
+    max_strength: float = 20000.0,
+    min_strength: float = 50.0,
+    weak_strength: float = 10.0,
+    weak_below: float = 3e-4,
+) -> Scalar:
+    """The strength lambda: ``max_strength`` where everything is kept, falling with the penalty itself.
+
+    ``max(max_strength * penalty / (1 - target)^2, min_strength)``, and ``weak_strength`` where the penalty is below
+    ``weak_below``; no gradient flows through it. 0 for a target of 1, which asks for nothing.
+    """
+    room = jnp.square(1.0 - jnp.asarray(target, jnp.float32))
+    scaled = max_strength * penalty / jnp.where(room > 0, room, 1.0)
+    strength = jnp.where(penalty < weak_below, weak_strength, jnp.maximum(scaled, min_strength))
+    return jax.lax.stop_gradient(jnp.where(room > 0, strength, 0.0))
+
+
+def add_density_penalty(
+    budget: Callable[[Any], Scalar],
+    target: float | optax.Schedule,
+    *,
+    max_strength: float = 20000.0,
+    min_strength: float = 50.0,
+    weak_strength: float = 10.0,
+    weak_below: float = 3e-4,
+    two_sided: bool = False,
+    key: str | None = "thresholds",
+) -> optax.GradientTransformation:
+    r"""Add the gradient of ``strength * penalty(budget(thresholds))`` to the thresholds' gradients.
+
+    .. math:: g_t \leftarrow g_t + \lambda \nabla_t (R(t) - R_{target})_+^2
+
+    Put it before the global-norm clip: the published clip acts on gradients with the penalty's part in them.
+
+    Args:
+        budget: differentiable cost of the thresholds, 1 = the whole model; parameters, FLOPs or latency.
+        target: wanted value of the budget in (0, 1], or a schedule of it over the update count.
+        max_strength, min_strength, weak_strength, weak_below: see `adaptive_strength`.
+        two_sided: also pull a budget below the target back up.
+        key: where the thresholds lie in the optimised tree (a mapping); ``None``: the tree is the thresholds.
+
+    Returns:
+        A transform whose update needs ``params``; its state is a `DensityPenaltyState`.
+
+    Raises:
+        ConfigError: a constant target outside (0, 1].
+
+    Example:
+        ``optax.chain(add_density_penalty(budget, 0.5), optax.clip_by_global_norm(1.0), optax.adamw(3e-5))``
+
+    Reference: arXiv 2105.14636v1, section 3.
+    """
+    if not callable(target) and not 0 < target <= 1:
+        raise ConfigError(f"target density must lie in (0, 1], got {target}")
+    strengths = dict(
+        max_strength=max_strength, min_strength=min_strength, weak_strength=weak_strength, weak_below=weak_below
+    )
+
+    def init(params: Any) -> DensityPenaltyState:
+        thresholds = params if key is None else params[key]
+        zero = jnp.zeros((), jnp.float32)
+        return DensityPenaltyState(jnp.zeros((), jnp.int32), budget(thresholds), zero, zero)
+
+    def update(updates: Any, state: DensityPenaltyState, params: Any = None) -> tuple[Any, DensityPenaltyState]:
+        if params is None:
+            raise ValueError("add_density_penalty needs params: call update(updates, state, params)")
+        wanted = target(state.count) if callable(target) else target
+
+        def weighted_penalty(thresholds: Any) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
+            density = budget(thresholds)
+            penalty = density_penalty(density, wanted, two_sided=two_sided)
+            strength = adaptive_strength(penalty, wanted, **strengths)
+            return strength * penalty, (density, penalty, strength)
+
+        thresholds = params if key is None else params[key]
+        gradient, report = jax.grad(weighted_penalty, has_aux=True)(thresholds)
+        own = updates if key is None else updates[key]
+        own = jax.tree.map(lambda u, g: u + g.astype(u.dtype), own, gradient)
+        state = DensityPenaltyState(optax.safe_increment(state.count), *report)
+        return (own if key is None else {**updates, key: own}), state
+
+    return optax.GradientTransformation(init, update)

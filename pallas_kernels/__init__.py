@@ -1,0 +1,1 @@
+"""Block-sparse formats and kernels, usable without ``mlprune_jax``."""
