@@ -1,8 +1,6 @@
 """The geometry of a BERT encoder, per layer: what the model is built from."""
-
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -94,7 +92,7 @@ class ModelConfig(Frozen):
         """Features of one attention head; pruning heads does not change it."""
         return self.hidden_size // self.num_attention_heads
 
-    @cached_property
+    @property
     def layer_shapes(self) -> tuple[LayerShape, ...]:
         """One `LayerShape` per layer, the dense ones made explicit."""
         return self.layers or (LayerShape(),) * self.num_hidden_layers

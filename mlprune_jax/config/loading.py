@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -16,6 +17,7 @@ from mlprune_jax.errors import ConfigError
 Settings = TypeVar("Settings", bound=BaseModel)
 
 MAX_BYTES = 1 << 20  # a config is a page; anything larger is another file given by mistake
+COMPLETE_ONE = "`mlprune config show` prints a complete config, the demo's"
 MAX_SHOWN = 12  # wrong settings named in one message
 
 
@@ -42,6 +44,13 @@ def load_config(cls: type[Settings], path: Path | None, overrides: Sequence[str]
         raise _config_error(cls, data, error, source=str(path) if path else "settings") from error
 
 
+def packaged_config(name: str) -> Path:
+    """The recipe ``configs/<name>.yaml``: inside the package where a wheel put it, else in the checkout."""
+    package = Path(__file__).parents[1]
+    recipes = (folder / "configs" / f"{name}.yaml" for folder in (package, package.parent))
+    return next((path for path in recipes if path.is_file()), package / "configs" / f"{name}.yaml")
+
+
 def dump_config(model: BaseModel) -> str:
     """Format settings as YAML; `load_config` of the text gives equal settings."""
     return write_yaml(model.model_dump(mode="json"))
@@ -53,9 +62,10 @@ def config_schema(cls: type[BaseModel]) -> dict[str, Any]:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    if path.is_dir():
+    # os.path answers False where pathlib raises: no permission, a name too long, a NUL inside.
+    if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder, not a config file", hint="name the YAML file inside it")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"there is no config file {path}", hint=_nearby_files(path))
     try:
         with path.open("rb") as file:
@@ -67,11 +77,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes", hint="a config is a YAML text file of one page")
     data = read_yaml(text, source=str(path))
     if data is None:
-        raise ConfigError(f"{path} is empty", hint="`mlprune config show` prints every setting with its default")
+        raise ConfigError(f"{path} is empty", hint=COMPLETE_ONE)
     if not isinstance(data, dict):
         raise ConfigError(
             f"{path}: the top level must be `key: value` lines, got {_shown(data)}",
-            hint="`mlprune config show` prints every setting with its default",
+            hint=COMPLETE_ONE,
         )
     return data
 
@@ -126,18 +136,20 @@ def _problem(cls: type[BaseModel], data: Any, detail: ErrorDetails) -> str:
         return f"{place}: is required and not given"
     what = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").removeprefix("Input ")
     what = what[:1].lower() + what[1:]
-    # A validator of several settings together already says which values do not fit.
-    told = ", got " in what or (kind in ("value_error", "assertion_error") and isinstance(value, dict | BaseModel))
-    return f"{place}: {what}" if told else f"{place}: {what}, got {_shown(value)}"
+    if kind in ("value_error", "assertion_error"):
+        # Our own validator, which may have said what it got; one of several settings names those that do not fit.
+        told = ", got " in what or isinstance(value, dict | BaseModel)
+        return f"{place}: {what}" if told else f"{place}: {what}, got {_shown(value)}"
+    return f"{place}: {what.partition(', got ')[0]}, got {_shown(value)}"
 
 
 def _place(data: Any, loc: tuple[int | str, ...], *, missing: bool) -> list[str]:
     """The keys of ``loc`` that stand in the data: pydantic adds the names of a union's branches, which do not."""
     keys = []
     for part in loc[:-1] if missing else loc:
-        in_list = isinstance(data, list) and isinstance(part, int) and part < len(data)
-        if in_list or (isinstance(data, dict) and part in data):
-            data = data[part]
+        here: Any = dict(enumerate(data)) if isinstance(data, list) else data
+        if isinstance(here, dict) and part in here:
+            data = here[part]
             keys.append(str(part))
     return [*keys, str(loc[-1])] if missing else keys
 
@@ -147,18 +159,18 @@ def _suggestion(cls: type[BaseModel], keys: list[str]) -> str:
     known = list(_dotted_names(cls))
     parent = ".".join(keys[:-1])
     siblings = [name for name in known if name.rpartition(".")[0] == parent]
-    place = ".".join(keys)
-    near = difflib.get_close_matches(place, siblings, n=1, cutoff=0.75) or difflib.get_close_matches(place, known, n=1)
-    if near:
-        return f", did you mean {near[0]}?"
-    if siblings:
-        return f"; known here: {', '.join(name.rpartition('.')[2] for name in siblings)}"
-    return ""
+    for names in (siblings, known):
+        # The outermost setting of a name is the likeliest one meant.
+        places = {name.rpartition(".")[2]: name for name in reversed(names)}
+        near = difflib.get_close_matches(keys[-1], places, n=1)
+        if near:
+            return f", did you mean {places[near[0]]}?"
+    return f"; known here: {', '.join(name.rpartition('.')[2] for name in siblings)}" if siblings else ""
 
 
 def _dotted_names(cls: type[BaseModel], prefix: str = "", above: tuple[type, ...] = ()) -> Iterator[str]:
+    yield from (prefix + name for name in cls.model_fields)
     for name, field in cls.model_fields.items():
-        yield prefix + name
         for nested in _models_in(field.annotation):
             if nested not in above:
                 yield from _dotted_names(nested, f"{prefix}{name}.", (*above, cls))

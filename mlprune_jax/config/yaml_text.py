@@ -59,6 +59,13 @@ class ConfigLoader(yaml.SafeLoader):
 class ConfigDumper(yaml.SafeDumper):
     """Writes what `ConfigLoader` reads back equal; quotes what any reader, 1.1 or 1.2, could take for a number."""
 
+    def represent_str(self, data: str) -> ScalarNode:
+        """Escape line breaks: PyYAML's unescaped forms turn the rarer ones (U+0085, U+2028) into plain newlines."""
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+ConfigDumper.add_representer(str, ConfigDumper.represent_str)
 
 for _tag, (_pattern, _first) in PLAIN_SCALARS.items():
     # An empty plain scalar is null; PyYAML looks it up under the empty string.

@@ -17,13 +17,13 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from mlprune_jax.data.hub_child import MODEL_FILES
+from mlprune_jax.data import hub_child
 from mlprune_jax.errors import DataError, ModelError
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 DATASET_ID = rf"{_NAME}/{_NAME}"
 MODEL_ID = rf"{_NAME}(/{_NAME})?"
-_CHILD = Path(__file__).with_name("hub_child.py")
+_CHILD = Path(hub_child.__file__)
 _PROBE_SECONDS = 2.0
 
 
@@ -38,7 +38,7 @@ def endpoint() -> str:
 
 
 def cache_folder() -> Path:
-    """This library's folder in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``)."""
+    """The folder of this library in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlprune_jax"
 
 
@@ -139,7 +139,7 @@ def download_dataset(
     target = cache_folder() / "datasets" / hub_id.replace("/", "--") / (config or "default") / f"{split}.jsonl"
     if target.is_file():
         return target
-    _require_hub(DataError, f"{what} is not in the cache ({target})", offline)
+    _require_hub(DataError, f"{what} is neither a folder here nor in the cache ({target})", offline)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def download_model(hub_id: str, *, offline: bool = False, seconds: float = 1800.
         raise ModelError(f"{what}: not a name on the hub", hint="write it as 'org/name', or pass a local folder")
     folder = _cached_model(hub_id)
     if folder is None:
-        _require_hub(ModelError, f"{what} is not complete in the hub's cache", offline)
+        _require_hub(ModelError, f"{what} is neither a folder here nor complete in the hub's cache", offline)
         try:
             folder = Path(run_with_deadline(_CHILD, "model", hub_id, seconds=seconds).splitlines()[-1])
         except (OSError, RuntimeError) as error:
@@ -183,11 +183,10 @@ def download_model(hub_id: str, *, offline: bool = False, seconds: float = 1800.
 
 
 def _cached_model(hub_id: str) -> Path | None:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(hub_id, local_files_only=True, **MODEL_FILES))
+        folder = Path(hub_child.model(hub_id, cached=True))
     except LocalEntryNotFoundError:
         return None
     # Caches of older hub libraries do not know what is missing after an interrupted download.

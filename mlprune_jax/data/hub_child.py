@@ -8,9 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-# What this library reads of a model: settings, tokenizer and weights; pickles are never fetched.
-MODEL_FILES = {"allow_patterns": ["*.json", "*.txt", "*.safetensors"], "ignore_patterns": ["*/*"]}
-
 
 def dataset(hub_id: str, config: str, split: str, path: str) -> str:
     """Write one split as jsonl, class ids as class names; an unlabelled row (id -1) has no such key."""
@@ -19,7 +16,7 @@ def dataset(hub_id: str, config: str, split: str, path: str) -> str:
     rows = datasets.load_dataset(hub_id, config or None, split=split)
     classes = {name: kind for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
     with Path(path).open("w", encoding="utf-8") as file:
-        for row in rows:
+        for row in map(dict, rows):
             for name, kind in classes.items():
                 label = row.pop(name)
                 if label is not None and label >= 0:
@@ -28,11 +25,17 @@ def dataset(hub_id: str, config: str, split: str, path: str) -> str:
     return path
 
 
-def model(hub_id: str) -> str:
-    """Download a model's files into the hub's own cache."""
+def model(hub_id: str, *, cached: bool = False) -> str:
+    """The folder of a model's settings, tokenizer and weights in the hub's own cache; pickles are never fetched.
+
+    Args:
+        hub_id: "org/name", or "name".
+        cached: look into the cache only.
+    """
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(hub_id, **MODEL_FILES)
+    wanted = ["*.json", "*.txt", "*.safetensors"]
+    return snapshot_download(hub_id, local_files_only=cached, allow_patterns=wanted, ignore_patterns=["*/*"])
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ def read_table(
     table = Table(path, {name: [] for name in names}, [])
     skipped = _fill(table, rows, on_damaged)
     if skipped:
-        _log.warning("%s: skipped %d damaged lines of %d: %s", path, len(skipped), len(skipped) + len(table), skipped[:5])
+        total = len(skipped) + len(table)
+        _log.warning("%s: skipped %d damaged lines of %d, first ones: %s", path, len(skipped), total, skipped[:5])
     if not table.lines:
         raise DataError(f"{path}: no rows, {len(skipped)} damaged lines", hint="pass a file with at least one row")
     return table

@@ -100,7 +100,8 @@ def make_config(
 
     Args:
         config: geometry; what each layer keeps does not go here but into ``pruning.json``.
-        kind, num_labels: the task head.
+        kind: the task head's kind.
+        num_labels: its outputs.
         labels: one name per class; LABEL_0, LABEL_1, ... where there are none; only classification has them.
         extra: further keys; ours win over them.
 

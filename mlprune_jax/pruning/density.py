@@ -197,7 +197,7 @@ def cut_to(cost: Cost, thresholds: Mapping[str, float], target: float, *, temper
         return {g.name: _sigmoid((float(thresholds[g.name]) + shift) / temperature) * g.size for g in cost.groups}
 
     def kept_at(shift: float) -> dict[str, int]:
-        return {name: max(1, ceil(w)) for name, w in wanted(shift).items()}
+        return threshold_counts(cost, {name: float(t) + shift for name, t in thresholds.items()}, temperature)
 
     low, high = -60.0 * temperature, 60.0 * temperature
     for _ in range(60):
@@ -213,6 +213,11 @@ def cut_to(cost: Cost, thresholds: Mapping[str, float], target: float, *, temper
             kept[group.name] = step
             open_groups.append(group)
     return kept
+
+
+def threshold_counts(cost: Cost, thresholds: Mapping[str, float], temperature: float = 1.0) -> dict[str, int]:
+    """Units that `binarize` keeps under these thresholds, by group, in exact arithmetic."""
+    return {g.name: max(1, ceil(_sigmoid(thresholds[g.name] / temperature) * g.size)) for g in cost.groups}
 
 
 def _sigmoid(x: float) -> float:

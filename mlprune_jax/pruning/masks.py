@@ -7,7 +7,6 @@ parameters alone, each leaf one entry per unit along the parameter's trailing ax
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 from typing import Any, Literal
 
 import jax
@@ -123,8 +122,3 @@ def count_kept(groups: Groups, masks: Masks) -> dict[str, int]:
         return node
 
     return {g.name: int(leaf(g).sum()) for g in groups}
-
-
-def total_units(groups: Groups) -> int:
-    """Units of all groups."""
-    return sum(prod(g.units) for g in groups)

@@ -1,0 +1,225 @@
+"""The settings of a run, as written in a config file; every default is stated here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from mlprune_jax.config.geometry import Frozen, Integer, ModelConfig, Real
+
+Density = Annotated[Real, Field(gt=0, le=1)]
+Rate = Annotated[Real, Field(ge=0)]
+Count = Annotated[Integer, Field(ge=1)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+
+
+def parse_block(value: object) -> object:
+    """ "32x64" as (32, 64): block_in x block_out."""
+    if not isinstance(value, str):
+        return value
+    parts = value.lower().split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"expected block_in x block_out such as 32x32, got {value!r}")
+    return tuple(int(part) for part in parts)
+
+
+Block = Annotated[tuple[Count, Count], BeforeValidator(parse_block)]
+
+
+class TrainSettings(Frozen):
+    """How one stage trains.
+
+    Attributes:
+        epochs: passes over the training set; fractions are allowed.
+        warmup: share of the steps over which learning rates rise linearly; they then fall linearly to 0.
+        max_grad_norm: clip of the global norm of all gradients, the penalty's part included.
+    """
+
+    epochs: Annotated[Real, Field(gt=0)] = 3.0
+    batch_size: Count = 32
+    learning_rate: Rate = 3e-5
+    warmup: Fraction = 0.05
+    weight_decay: Rate = 0.0
+    adam_epsilon: Annotated[Real, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
+
+
+class DenseStage(TrainSettings):
+    """Dense fine-tuning; its result is the teacher of the next stage.
+
+    Attributes:
+        enabled: false where ``model`` is a fine-tuned model already.
+    """
+
+    enabled: bool = True
+
+
+class PruneStage(TrainSettings):
+    """What head/row and block pruning have in common.
+
+    Attributes:
+        enabled: false skips the stage.
+        density: kept fraction of the DENSE encoder, by count, after this stage; unset: derived from ``prune.density``.
+        start_from: where the student's weights come from; unset: the stage before.
+        teacher: folder of another teacher; unset: the stage before.
+        score_learning_rate, threshold_learning_rate: of scores and thresholds.
+        score_init, score_scale: see `mlprune_jax.pruning.masks.init_scores`.
+        threshold_start: first logit of the kept fractions; 10 keeps everything.
+        temperature: LEAP's sigmoid temperature of the thresholds; 1 is MLPruning.
+        max_strength, min_strength, weak_strength, weak_below: the adaptive strength of the penalty.
+        two_sided: also pull a density below the target back up.
+        ramp: shares of the steps between which the target falls from 1 to its value; unset: it stands at once.
+        steer_by_count: aim the penalty at the exact count (see `counted_budget`); false: at R, as published.
+        final_cut: end with the cut to the largest count not above the target.
+        recover_epochs: epochs of further training after the cut, with fixed masks.
+        short_schedule: what happens where thresholds cannot arrive in the steps there are: "mend" raises their
+            learning rate and says so, "refuse" stops before training, "allow" trains all the same.
+        freeze_embeddings: keep the embeddings as they are, as published.
+    """
+
+    enabled: bool = True
+    density: Density | None = None
+    start_from: str | None = None
+    teacher: str | None = None
+    score_learning_rate: Rate = 1e-2
+    threshold_learning_rate: Rate = 1e-2
+    score_init: Literal["constant", "uniform", "kaiming_uniform"] = "constant"
+    score_scale: Rate = 0.0
+    threshold_start: Real = 10.0
+    temperature: Annotated[Real, Field(gt=0)] = 1.0
+    max_strength: Rate = 20000.0
+    min_strength: Rate = 50.0
+    weak_strength: Rate = 10.0
+    weak_below: Rate = 3e-4
+    two_sided: bool = False
+    ramp: tuple[Fraction, Fraction] | None = None
+    steer_by_count: bool = True
+    final_cut: bool = True
+    recover_epochs: Annotated[Real, Field(ge=0)] = 0.0
+    short_schedule: Literal["mend", "refuse", "allow"] = "mend"
+    freeze_embeddings: bool = True
+
+
+class HeadRowStage(PruneStage):
+    """Step 1: heads and rows. ``start_from`` "pretrained" (as published) is ``model``; "dense" the dense stage."""
+
+    start_from: str | None = "pretrained"
+
+
+class BlockStage(PruneStage):
+    """Step 2: tiles of ``shape`` = block_in x block_out weights."""
+
+    shape: Block = (32, 32)
+
+
+class Prune(Frozen):
+    """What to prune and how far.
+
+    Attributes:
+        density: kept fraction of the dense encoder's parameters, by count, after the last stage.
+    """
+
+    density: Density = 0.2
+    heads_rows: HeadRowStage = HeadRowStage()
+    blocks: BlockStage = BlockStage()
+
+    @model_validator(mode="after")
+    def _densities_fall(self) -> Prune:
+        first, last = self.heads_rows, self.blocks
+        if last.enabled and last.density is not None and last.density != self.density:
+            raise ValueError(f"blocks.density {last.density} contradicts density {self.density}: set density alone")
+        if first.enabled and last.enabled and first.density is not None and first.density < self.density:
+            raise ValueError(f"heads_rows.density {first.density} lies below the final density {self.density}")
+        return self
+
+    @property
+    def head_row_density(self) -> float:
+        """Density after step 1: its own, else max(0.5, density), or the whole way where no blocks follow."""
+        if self.heads_rows.density is not None:
+            return self.heads_rows.density
+        return max(0.5, self.density) if self.blocks.enabled else self.density
+
+
+class Distillation(Frozen):
+    """Weights of the terms of the loss with a teacher (METHOD: recipe).
+
+    Attributes:
+        temperature: of the logits' KL divergence, whose term carries its square.
+        logit_weight, hidden_weight, attention_weight, task_weight: of each term.
+        average: "tokens" averages hidden states and attention over real tokens; "all" over padding too, as published.
+    """
+
+    temperature: Annotated[Real, Field(gt=0)] = 2.0
+    logit_weight: Rate = 0.9
+    hidden_weight: Rate = 0.9
+    attention_weight: Rate = 0.9
+    task_weight: Rate = 0.1
+    average: Literal["tokens", "all"] = "tokens"
+
+
+class TaskSettings(Frozen):
+    """What a model must know of its task to read data: stored with every model that a run writes.
+
+    Attributes:
+        task: a GLUE task, "demo", or "custom" with ``text_columns`` and ``label_column``.
+        labels: label names of a custom task in id order; unset: found in the training split.
+        regression: a custom task's labels are numbers.
+        on_damaged: "skip" leaves damaged lines out and says how many; "error" stops.
+        max_length: longest input in tokens.
+        length_buckets: padded lengths; each compiles once; ``max_length`` is always one of them.
+    """
+
+    task: str
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    labels: tuple[str, ...] = ()
+    regression: bool = False
+    on_damaged: Literal["error", "skip"] = "error"
+    max_length: Annotated[Integer, Field(ge=8)] = 128
+    length_buckets: tuple[Count, ...] = (32, 64, 128)
+
+    @model_validator(mode="after")
+    def _columns_named(self) -> TaskSettings:
+        if self.task == "custom" and not (self.text_columns and self.label_column):
+            raise ValueError("task custom needs text_columns (one or two) and label_column")
+        if len(self.text_columns) > 2:
+            raise ValueError(f"text_columns takes one or two names, got {len(self.text_columns)}")
+        return self
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Padded lengths, ascending, ``max_length`` the last."""
+        return (*sorted({b for b in self.length_buckets if b < self.max_length}), self.max_length)
+
+
+class RunConfig(TaskSettings):
+    """A whole run: model, data, stages.
+
+    Attributes:
+        model: folder or hub id of a BERT; "demo" is a tiny fresh one of ``geometry`` with a generated vocabulary.
+        data: folder of the data; "hub" fetches GLUE; "demo" is generated.
+        compute_dtype: of products and activations; parameters and sums stay float32.
+        offline: never ask the hub.
+        log_every: steps between two lines of metrics.jsonl.
+        geometry: of a fresh model; its vocabulary size is the tokenizer's.
+        distillation: unset trains without a teacher.
+    """
+
+    model: str
+    data: str
+    seed: Annotated[Integer, Field(ge=0, lt=2**31)] = 0
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    eval_batch_size: Count = 64
+    offline: bool = False
+    log_every: Count = 50
+    geometry: ModelConfig | None = None
+    dense: DenseStage = DenseStage()
+    prune: Prune = Prune()
+    distillation: Distillation | None = Distillation()
+
+    @model_validator(mode="after")
+    def _geometry_given(self) -> RunConfig:
+        if (self.model == "demo") != (self.geometry is not None):
+            raise ValueError("model demo needs a geometry, and no other model takes one")
+        return self

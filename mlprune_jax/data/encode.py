@@ -1,0 +1,133 @@
+"""Texts to token ids: a tokenizer from a local folder, and a whole split encoded at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from mlprune_jax.data.tasks import Examples
+from mlprune_jax.errors import ConfigError, ModelError
+
+_CHUNK = 4096  # texts handed over at once: enough to keep all cores busy, little enough to keep in memory as lists
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer; ``len`` is the size of its vocabulary."""
+
+    @property
+    def pad_token_id(self) -> int | None: ...
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, *texts: Any, **options: Any) -> Any: ...
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int: ...
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split as token ids: one long array, in which example ``i`` is ``offsets[i] : offsets[i + 1]``.
+
+    Attributes:
+        input_ids: ids of all examples.
+        token_type_ids: 0 in the first text of an example and its markers, 1 in the second.
+        offsets: where the examples begin, and the end of the last.
+        labels: class ids or targets; None where the split has none.
+        pad_id: the token that fills up a batch's rows.
+    """
+
+    input_ids: Int32[np.ndarray, " tokens"]
+    token_type_ids: Int32[np.ndarray, " tokens"]
+    offsets: Int64[np.ndarray, " edges"]
+    labels: Int32[np.ndarray, " examples"] | Float32[np.ndarray, " examples"] | None
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " examples"]:
+        """Tokens of each example."""
+        return np.diff(self.offsets)
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+    """Load the tokenizer of a model folder, without network and without running code from the folder.
+
+    Args:
+        folder: holds ``tokenizer.json`` or ``vocab.txt``.
+
+    Returns:
+        The transformers tokenizer. Compare its ``len`` with the model's ``vocab_size``.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    folder = Path(folder).expanduser()
+    # Checked here because transformers makes up an empty vocabulary where it finds no file.
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise ModelError(f"{folder}: no tokenizer.json or vocab.txt", hint="pass a folder that holds a tokenizer")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else a notice that torch is missing
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the file parsers raise all kinds, a bare Exception among them
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{folder}: the tokenizer cannot be read: {reason}", hint="save it again") from None
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{folder}: the tokenizer has no padding token", hint="add pad_token to its settings")
+    return tokenizer
+
+
+def encode(examples: Examples, tokenizer: Tokenizer, *, max_length: int) -> Encoded:
+    """Tokenize all examples; too long ones lose tokens at the end, pairs from the longer text first.
+
+    Args:
+        examples: single texts or pairs.
+        tokenizer: as `load_tokenizer` gives.
+        max_length: tokens an example has at most, its markers included.
+
+    Returns:
+        The token ids with the examples' labels.
+
+    Raises:
+        ConfigError: ``max_length`` leaves no room for text.
+    """
+    least = tokenizer.num_special_tokens_to_add(pair=len(examples.texts) == 2) + len(examples.texts)
+    if max_length < least:
+        raise ConfigError(f"max_length {max_length} leaves no room for text", hint=f"use {least} or more")
+    ids: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    lengths: list[int] = []
+    for start in range(0, len(examples), _CHUNK):
+        out = tokenizer(
+            *(column[start : start + _CHUNK] for column in examples.texts),
+            truncation="longest_first",
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=True,
+        )
+        ids.append(_flat(out["input_ids"]))
+        types.append(_flat(out["token_type_ids"]))
+        lengths += map(len, out["input_ids"])
+    return Encoded(
+        input_ids=np.concatenate([np.zeros(0, np.int32), *ids]),
+        token_type_ids=np.concatenate([np.zeros(0, np.int32), *types]),
+        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        labels=examples.labels,
+        pad_id=tokenizer.pad_token_id or 0,
+    )
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> Int32[np.ndarray, " tokens"]:
+    return np.fromiter(chain.from_iterable(rows), np.int32)

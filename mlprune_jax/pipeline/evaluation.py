@@ -1,0 +1,92 @@
+"""Finished models on data: evaluate and inspect any folder that a run wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.data.batches import eval_batches
+from mlprune_jax.data.encode import load_tokenizer
+from mlprune_jax.errors import ModelError
+from mlprune_jax.models.pretrained import load_pretrained
+from mlprune_jax.models.tasks import TaskModel
+from mlprune_jax.pipeline.folder import load_masks, model_folder, read_json
+from mlprune_jax.pipeline.source import encode_split, load_splits
+from mlprune_jax.pipeline.summary import describe_model
+from mlprune_jax.training.metrics import evaluate, make_forward
+
+
+def evaluate_folder(
+    path: Path, *, data: str | None = None, split: str = "dev", batch_size: int = 64, offline: bool = False
+) -> dict[str, Any]:
+    """Metrics of a finished model, dense or pruned, on any folder of its task.
+
+    Args:
+        path: a finished run, or a model folder that a run wrote.
+        data: where the data lies; unset: where the run's own lay.
+        split: "train", "dev", or another split that has labels.
+        batch_size: examples per forward.
+        offline: never ask the hub.
+
+    Raises:
+        DataError, ModelError: nothing there, or a model without a task.
+    """
+    folder = model_folder(path)
+    settings = stored_task(folder)
+    source = data or _own_data(path)
+    task, examples = load_splits(settings, source, (split,), offline=offline)
+    loaded = load_pretrained(folder, num_labels=len(task.labels) or None, kind=task.kind)
+    tokenizer = load_tokenizer(folder)
+    encoded = encode_split(examples[split], tokenizer, settings, loaded.config.vocab_size)
+    forward = make_forward(TaskModel(loaded.config, task.kind, loaded.num_labels))
+    batches = eval_batches(encoded, batch_size=batch_size, buckets=settings.buckets)
+    metrics = evaluate(forward, loaded.params, batches, task.metrics, task.kind)
+    return {"model": str(folder), "task": task.name, "data": source, "split": split, **metrics}
+
+
+def inspect_folder(path: Path) -> dict[str, Any]:
+    """What a model keeps: densities by count and, per layer, heads, rows and blocks; of a run also its metrics."""
+    folder = model_folder(path)
+    loaded = load_pretrained(folder, num_labels=None, kind=_stored_kind(folder))
+    description = {"model": str(folder), **describe_model(loaded.config, load_masks(folder))}
+    summary = path / "summary.json"
+    if summary.is_file():
+        stored = read_json(summary)
+        description |= {key: stored[key] for key in ("task", "metric", "target_density", "stages")}
+        description["final"] = {k: v for k, v in stored["final"].items() if k not in description}
+    return description
+
+
+def stored_task(folder: Path) -> TaskSettings:
+    """The task that a model folder was trained for.
+
+    Raises:
+        ModelError: the folder does not say.
+    """
+    stored = read_json(folder / "config.json").get("mlprune", {}).get("task")
+    if stored is None:
+        raise ModelError(
+            f"{folder} does not say which task it is for: no run of mlprune wrote it",
+            hint="fine-tune it with `mlprune prune`, which stores the task with the model",
+        )
+    return TaskSettings(**stored)
+
+
+def _stored_kind(folder: Path) -> Any:
+    config = read_json(folder / "config.json")
+    if "BertForQuestionAnswering" in config.get("architectures", []):
+        return "span"
+    return "regression" if config.get("problem_type") == "regression" else "classification"
+
+
+def _own_data(path: Path) -> str:
+    """The data of the run that ``path`` is."""
+    from mlprune_jax.config.loading import load_config
+    from mlprune_jax.config.settings import RunConfig
+
+    resolved = path / "config.resolved.yaml"
+    if not resolved.is_file():
+        raise ModelError(f"{path} is no run, so it has no data of its own", hint="name it with --data")
+    config = load_config(RunConfig, resolved)
+    return str(path / "demo") if config.model == "demo" else config.data

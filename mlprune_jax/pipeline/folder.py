@@ -1,0 +1,151 @@
+"""A run's folder: what lies where, written so that nothing half-done looks finished.
+
+``config.yaml``, ``config.resolved.yaml``, ``run.json``, ``metrics.jsonl``, ``stages/<name>/`` (a model folder, the
+learned state, and last of all ``stage.json``), ``final/``, ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
+
+from mlprune_jax.config.loading import dump_config
+from mlprune_jax.config.settings import RunConfig
+from mlprune_jax.errors import ConfigError, DataError, IntegrityError
+
+MASKS = "masks.safetensors"
+
+
+class RunFolder:
+    """Paths of a run's folder and the writing of its small files."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.final = root / "final"
+        self.summary = root / "summary.json"
+        self.resolved = root / "config.resolved.yaml"
+
+    def create(self, config: RunConfig, source: str | None, command: str) -> None:
+        """Start a folder.
+
+        Raises:
+            ConfigError: it exists and is not empty.
+        """
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise ConfigError(
+                f"{self.root} exists and is not empty",
+                hint=f"continue it with `mlprune resume {self.root}`, or choose another folder with -o",
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_text(self.root / "config.yaml", source if source is not None else dump_config(config))
+        write_text(self.resolved, dump_config(config))
+        names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "mlprune_jax")
+        self.describe(
+            command=command,
+            seed=config.seed,
+            versions={"python": platform.python_version()} | {name: _version(name) for name in names},
+            device=jax.devices()[0].device_kind,
+            platform=platform.platform(),
+            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            state="running",
+        )
+
+    def describe(self, **entries: Any) -> None:
+        """Add entries to ``run.json``."""
+        path = self.root / "run.json"
+        write_json(path, (read_json(path) if path.exists() else {}) | entries)
+
+    def stage(self, name: str) -> Path:
+        """Folder of a stage."""
+        return self.root / "stages" / name
+
+    def finished(self, name: str) -> dict[str, Any] | None:
+        """What a finished stage reported, or ``None``; leftovers of an unfinished one are cleared away."""
+        report = self.stage(name) / "stage.json"
+        if report.is_file():
+            return read_json(report)
+        shutil.rmtree(self.stage(name), ignore_errors=True)
+        return None
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        with (self.root / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+def model_folder(path: Path) -> Path:
+    """The model in ``path``: a run's final model, or the folder itself.
+
+    Raises:
+        DataError: a run that has not finished, or no folder at all.
+    """
+    if not path.exists():
+        raise DataError(f"no folder {str(path)!r}", hint="pass a run's folder or a model's folder")
+    if (path / "run.json").is_file():
+        if not (path / "summary.json").is_file():
+            raise DataError(f"the run in {path} has not finished", hint=f"finish it with `mlprune resume {path}`")
+        return path / "final"
+    return path
+
+
+def save_masks(folder: Path, masks: dict[str, Any]) -> None:
+    """Write bool masks by parameter path."""
+    save_file({"/".join(k): np.asarray(v, bool) for k, v in flatten_dict(masks).items()}, folder / MASKS)
+
+
+def load_masks(folder: Path) -> dict[str, Any] | None:
+    """Masks of a folder as `save_masks` wrote them, ``None`` where there are none."""
+    if not (folder / MASKS).is_file():
+        return None
+    return unflatten_dict({tuple(k.split("/")): v for k, v in load_file(folder / MASKS).items()})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one piece."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one piece."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that a run wrote.
+
+    Raises:
+        IntegrityError: it is absent or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}", hint="the run's folder is damaged") from error
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except ModuleNotFoundError:
+        return "not installed"
+
+
+def command_line() -> str:
+    """The command that started this process, for ``run.json``."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

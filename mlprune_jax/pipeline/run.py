@@ -1,0 +1,268 @@
+"""One command through all stages; a finished stage is never run twice."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.config.loading import load_config
+from mlprune_jax.config.settings import RunConfig, TaskSettings
+from mlprune_jax.data.demo import write_demo
+from mlprune_jax.data.encode import load_tokenizer
+from mlprune_jax.errors import ConfigError, DataError
+from mlprune_jax.models.pretrained import load_pretrained, resolve_model, save_pretrained
+from mlprune_jax.models.tasks import init_params
+from mlprune_jax.pipeline.folder import RunFolder, load_masks, save_masks, write_json
+from mlprune_jax.pipeline.source import encode_split, load_splits, tokenizer_files
+from mlprune_jax.pipeline.stages import (
+    Context,
+    Learned,
+    Model,
+    block_stage,
+    head_row_stage,
+    num_steps,
+    score,
+    stage_seed,
+    train_plain,
+)
+from mlprune_jax.pipeline.summary import describe_model, summarize
+from mlprune_jax.pruning.density import HeadRowCost, dense_size, smallest_density
+from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups, format_block
+from mlprune_jax.training.arrival import threshold_rate
+from mlprune_jax.training.checkpoint import save_state
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: RunConfig, workdir: Path, *, command: str = "", source: str | None = None) -> dict[str, Any]:
+    """Run every stage of ``config`` into a new folder.
+
+    Args:
+        config: validated settings.
+        workdir: made; must not exist or be empty.
+        command: how the run was started, for ``run.json``.
+        source: the config file's own text, kept as ``config.yaml``.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        MLPruneError: bad input, before anything is trained wherever it can be seen there.
+    """
+    folder = RunFolder(workdir)
+    if workdir.exists() and any(workdir.iterdir() if workdir.is_dir() else [workdir]):
+        folder.create(config, source, command)  # refuses
+    run_ = _Run(config, folder) if config.model != "demo" else None
+    folder.create(config, source, command)
+    return (run_ or _Run(config, folder)).finish()
+
+
+def resume(workdir: Path) -> dict[str, Any]:
+    """Continue a run after its last finished stage.
+
+    Raises:
+        DataError: the folder holds no run.
+    """
+    folder = RunFolder(workdir)
+    if not folder.resolved.is_file():
+        raise DataError(f"{workdir} holds no run", hint="start one with `mlprune prune`")
+    return _Run(load_config(RunConfig, folder.resolved), folder).finish()
+
+
+def plan(config: RunConfig) -> dict[str, Any]:
+    """What a run would do, with everything resolved and checked and nothing trained or written."""
+    if config.model == "demo":
+        return {"stages": _stage_names(config), "density": config.prune.density}
+    return _Run(config, RunFolder(Path("."))).plan()
+
+
+def _stage_names(config: RunConfig) -> list[str]:
+    stages = {"dense": config.dense, "heads_rows": config.prune.heads_rows, "blocks": config.prune.blocks}
+    return [name for name, stage in stages.items() if stage.enabled]
+
+
+class _Run:
+    """A run's data and starting model, loaded and checked; then its stages, one after the other."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder):
+        self.config, self.folder = config, folder
+        if not _stage_names(config):
+            raise ConfigError("every stage is disabled: nothing to do", hint="enable dense, heads_rows or blocks")
+        if config.model == "demo":
+            source = folder.root / "demo"
+            if not (source / "dev.tsv").is_file():
+                write_demo(source, seed=config.seed)
+            self.base, data = source, str(source)
+        else:
+            self.base, data = resolve_model(config.model, offline=config.offline), config.data
+        self.task, examples = load_splits(config, data, ("train", "dev"), offline=config.offline)
+        self.num_labels = len(self.task.labels) or (1 if self.task.kind == "regression" else 2)
+        self.start, self.fresh_head = self._starting_model()
+        self._check_geometry()
+        tokenizer = load_tokenizer(self.base)
+        train, dev = (encode_split(examples[s], tokenizer, config, self.start.config.vocab_size) for s in ("train", "dev"))
+        self.context = Context(config, self.task, self.num_labels, train, dev, folder.log)
+        self._check_schedules()
+
+    def _starting_model(self) -> tuple[Model, bool]:
+        if self.config.geometry is not None:
+            geometry = self.config.geometry.model_copy(update={"vocab_size": len(load_tokenizer(self.base))})
+            context = Context(self.config, self.task, self.num_labels, None, None, self.folder.log)  # type: ignore[arg-type]
+            params = init_params(context.module(geometry), stage_seed(self.config.seed, "init"))
+            return Model(geometry, jax.device_get(params)), True
+        return self._load(self.base)
+
+    def _load(self, folder: Path) -> tuple[Model, bool]:
+        loaded = load_pretrained(folder, num_labels=self.num_labels, kind=self.task.kind, seed=self.config.seed)
+        return Model(loaded.config, loaded.params), loaded.fresh_head
+
+    def _check_geometry(self) -> None:
+        """Refuse before the first step what could not run in the last stage."""
+        config, prune = self.start.config, self.config.prune
+        if self.config.max_length > config.max_position_embeddings:
+            raise ConfigError(
+                f"max_length {self.config.max_length} is above the model's {config.max_position_embeddings} positions",
+                hint=f"set max_length to {config.max_position_embeddings} or less",
+            )
+        if prune.blocks.enabled:
+            find_groups(config, (block(prune.blocks.shape),))
+        if not self.config.dense.enabled and self.fresh_head:
+            raise ConfigError(
+                f"{self.config.model} has no head for task {self.task.name}, and the dense stage is disabled",
+                hint="enable dense, or give a model that was fine-tuned for the task",
+            )
+
+    def _check_schedules(self) -> None:
+        stage = self.config.prune.heads_rows
+        if stage.enabled:
+            tiles = self.config.prune.blocks.shape if self.config.prune.blocks.enabled else None
+            cost = HeadRowCost(self.start.config, find_groups(self.start.config, (HEAD, ROW)), tiles)
+            steps = num_steps(self.context, stage, stage.epochs)
+            threshold_rate(stage, cost, self.config.prune.head_row_density, steps)
+
+    def plan(self) -> dict[str, Any]:
+        """Stages, steps and densities."""
+        prune = self.config.prune
+        stages = {"dense": self.config.dense, "heads_rows": prune.heads_rows, "blocks": prune.blocks}
+        density = {"dense": 1.0, "heads_rows": prune.head_row_density, "blocks": prune.density}
+        return {
+            "model": str(self.base),
+            "task": self.task.name,
+            "examples": {"train": len(self.context.train), "dev": len(self.context.dev)},
+            "encoder_parameters": dense_size(self.start.config),
+            "block": format_block(prune.blocks.shape) if prune.blocks.enabled else None,
+            "stages": {
+                name: {"steps": num_steps(self.context, stages[name], stages[name].epochs), "density": density[name]}
+                for name in _stage_names(self.config)
+            },
+        }
+
+    def finish(self) -> dict[str, Any]:
+        """Run the stages that are not finished, then write and evaluate the final model."""
+        started = time.perf_counter()
+        reports: dict[str, dict[str, Any]] = {}
+        prune = self.config.prune
+        dense = self.start
+        if self.config.dense.enabled:
+            dense = self._stage("dense", reports, self._dense)
+        model, teacher = dense, dense
+        if prune.heads_rows.enabled:
+            student = self._choose(prune.heads_rows.start_from, dense)
+            teacher = self._choose(prune.heads_rows.teacher, dense)
+            model = self._stage("heads_rows", reports, lambda path: self._heads_rows(path, student, teacher))
+            teacher, _ = self._load(self.folder.stage("heads_rows") / "teacher")
+        masks = None
+        if prune.blocks.enabled:
+            student = self._choose(prune.blocks.start_from, model)
+            judge = self._choose(prune.blocks.teacher, teacher)
+            model = self._stage("blocks", reports, lambda path: self._blocks(path, student, judge))
+            masks = load_masks(self.folder.stage("blocks"))
+        self._save(self.folder.final, model, masks)
+        final, _ = self._load(self.folder.final)
+        summary = summarize(self.config, self.task, final, masks, score(self.context, final), reports)
+        summary["seconds"] = round(time.perf_counter() - started, 1)
+        write_json(self.folder.summary, summary)
+        self.folder.describe(state="finished")
+        return summary
+
+    def _choose(self, name: str | None, default: Model) -> Model:
+        """A model by name: unset or "dense" the default, "pretrained" the starting model, else a folder."""
+        if name is None or name == "dense":
+            return default
+        if name == "pretrained":
+            return self.start
+        return self._load(resolve_model(name, offline=self.config.offline))[0]
+
+    def _stage(self, name: str, reports: dict[str, Any], work: Callable[[Path], Model]) -> Model:
+        """Run a stage, or take it as finished; its report is written last."""
+        path = self.folder.stage(name)
+        report = self.folder.finished(name)
+        if report is None:
+            started = time.perf_counter()
+            model = work(path)
+            report = score(self.context, model) | {"seconds": round(time.perf_counter() - started, 1)}
+            report |= describe_model(model.config, load_masks(path))
+            write_json(path / "stage.json", report)
+            metric = self.task.metrics[0]
+            _log.info("%s: %s %.4f, density %.4f", name, metric, report[metric], report["density"]["encoder"])
+        else:
+            _log.info("%s: finished before", name)
+        reports[name] = report
+        return self._load(path)[0]
+
+    def _dense(self, path: Path) -> Model:
+        settings = self.config.dense
+        model = train_plain(self.context, "dense", settings, settings.epochs, self.start)
+        self._save(path, model, None)
+        return model
+
+    def _heads_rows(self, path: Path, student: Model, teacher: Model) -> Model:
+        result = head_row_stage(self.context, student, teacher)
+        self._save(path, result.model, None)
+        self._save(path / "teacher", result.unrounded, None)
+        _save_learned(path, result.learned)
+        return result.model
+
+    def _blocks(self, path: Path, student: Model, teacher: Model) -> Model:
+        result = block_stage(self.context, student, teacher)
+        self._save(path, result.model, result.masks)
+        _save_learned(path, result.learned)
+        return result.model
+
+    def _save(self, path: Path, model: Model, masks: dict[str, Any] | None) -> None:
+        """A model folder that runs from itself alone: weights, tokenizer, task, and what was kept."""
+        settings = {name: getattr(self.config, name) for name in TaskSettings.model_fields}
+        if self.config.task == "custom":
+            settings["labels"] = self.task.labels
+        task = TaskSettings(**settings).model_dump(mode="json")
+        pruning = None
+        if model.config.layers or masks is not None:
+            pruning = describe_model(model.config, masks)
+            pruning["block_shape"] = format_block(self.config.prune.blocks.shape) if masks is not None else None
+            pruning["kept"] = pruning.pop("layers")
+        save_pretrained(
+            path,
+            model.config,
+            jax.tree.map(np.asarray, model.params),
+            kind=self.task.kind,
+            labels=self.task.labels or None,
+            extra_config={"mlprune": {"task": task}},
+            pruning=pruning,
+        )
+        for file in tokenizer_files(self.base):
+            shutil.copyfile(file, path / file.name)
+        if masks is not None:
+            save_masks(path, masks)
+
+
+def _save_learned(path: Path, learned: Learned) -> None:
+    """Scores, thresholds and uncut weights, for other cuts of the same run."""
+    save_state(path / "learned", learned._asdict())

@@ -1,0 +1,69 @@
+"""A run's data: the task that its settings name, and its splits, encoded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.data.custom import load_custom
+from mlprune_jax.data.encode import Encoded, encode
+from mlprune_jax.data.glue import load_examples
+from mlprune_jax.data.tasks import Examples, Task, glue_task
+from mlprune_jax.errors import DataError, ModelError
+
+
+def load_splits(
+    settings: TaskSettings, source: str, splits: tuple[str, ...], *, offline: bool = False
+) -> tuple[Task, dict[str, Examples]]:
+    """The task and the examples of ``splits``; every split must have labels.
+
+    Raises:
+        ConfigError, DataError: see `load_examples` and `load_custom`.
+    """
+    if settings.task == "custom":
+        kind = "regression" if settings.regression else "classification"
+        task, examples = load_custom(
+            source,
+            settings.text_columns,
+            str(settings.label_column),
+            settings.labels or None,
+            kind,
+            on_damaged=settings.on_damaged,
+        )
+    else:
+        task = named_task(settings.task)
+        examples = {s: load_examples(task, source, s, on_damaged=settings.on_damaged, offline=offline) for s in splits}
+    for split in splits:
+        if split not in examples or examples[split].labels is None:
+            raise DataError(
+                f"{source}: split {split!r} of task {task.name!r} is absent or has no labels",
+                hint=f"use one of {', '.join(sorted(examples))}",
+            )
+    return task, {split: examples[split] for split in splits}
+
+
+def named_task(name: str) -> Any:
+    """A GLUE task, or the generated demo task, whose files are laid out like SST-2's."""
+    return replace(glue_task("sst2"), name="demo") if name == "demo" else glue_task(name)
+
+
+def encode_split(examples: Examples, tokenizer: Any, settings: TaskSettings, vocab_size: int) -> Encoded:
+    """Token ids of a split.
+
+    Raises:
+        ModelError: the tokenizer knows more tokens than the model has embeddings.
+    """
+    if len(tokenizer) > vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {vocab_size} embeddings",
+            hint="take the tokenizer that the model was trained with",
+        )
+    return encode(examples, tokenizer, max_length=settings.max_length)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that make up a tokenizer, to be copied beside a model."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
+    return [folder / name for name in names if (folder / name).is_file()]

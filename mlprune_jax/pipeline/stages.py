@@ -1,0 +1,283 @@
+"""The stages of a run; each takes models and gives a smaller one, and knows nothing of files."""
+
+from __future__ import annotations
+
+import logging
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.config.settings import BlockStage, PruneStage, RunConfig, TrainSettings
+from mlprune_jax.data.batches import Batches, eval_batches
+from mlprune_jax.data.encode import Encoded
+from mlprune_jax.data.tasks import Task
+from mlprune_jax.models.bert import DTYPES
+from mlprune_jax.models.tasks import TaskModel
+from mlprune_jax.pruning.density import (
+    BlockCost,
+    Cost,
+    HeadRowCost,
+    counted_budget,
+    cut_to,
+    dense_size,
+    density,
+    encoder_size,
+    threshold_counts,
+)
+from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
+from mlprune_jax.pruning.masks import apply_masks, init_scores, init_thresholds, masks_keeping
+from mlprune_jax.pruning.shrink import shrink
+from mlprune_jax.training.arrival import threshold_rate
+from mlprune_jax.training.loop import fit
+from mlprune_jax.training.metrics import evaluate, make_forward
+from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
+from mlprune_jax.training.state import Fixed, init_state, merge, split_frozen
+from mlprune_jax.training.step import make_train_step
+
+_log = logging.getLogger(__name__)
+
+Masks = dict[str, Any]
+
+
+class Model(NamedTuple):
+    """Parameters and the geometry that runs them."""
+
+    config: ModelConfig
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all stages share.
+
+    Attributes:
+        config: the run's settings.
+        task, num_labels: what is predicted.
+        train, dev: encoded splits.
+        log: receives one line of metrics.
+    """
+
+    config: RunConfig
+    task: Task
+    num_labels: int
+    train: Encoded
+    dev: Encoded
+    log: Callable[[dict[str, Any]], None]
+
+    def module(self, config: ModelConfig) -> TaskModel:
+        """The Flax module that runs ``config`` for this task."""
+        return TaskModel(config, self.task.kind, self.num_labels, DTYPES[self.config.compute_dtype])
+
+    def batches(self, settings: TrainSettings, stage: str) -> Batches:
+        """Training batches of a stage, a pure function of (seed, stage, step)."""
+        seed = stage_seed(self.config.seed, stage)
+        return Batches(self.train, batch_size=settings.batch_size, buckets=self.config.buckets, seed=seed)
+
+
+class Learned(NamedTuple):
+    """What a pruning stage learned, before anything is cut."""
+
+    params: dict[str, Any]
+    scores: dict[str, jax.Array]
+    thresholds: dict[str, jax.Array]
+
+
+class HeadRowResult(NamedTuple):
+    """Step 1's outcome: what it learned, the model cut to tiles, and the same without rounding (step 2's teacher)."""
+
+    learned: Learned
+    model: Model
+    unrounded: Model
+
+
+class BlockResult(NamedTuple):
+    """Step 2's outcome: what it learned, the model with its tiles folded in, and the tile masks."""
+
+    learned: Learned
+    model: Model
+    masks: Masks
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """A seed of its own for each stage."""
+    return zlib.crc32(f"{seed}/{stage}".encode()) & 0x7FFFFFFF
+
+
+def score(context: Context, model: Model) -> dict[str, float]:
+    """Metrics and loss on the dev split."""
+    batches = eval_batches(context.dev, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
+    forward = make_forward(context.module(model.config))
+    return evaluate(forward, model.params, batches, context.task.metrics, context.task.kind)
+
+
+def train_plain(
+    context: Context,
+    stage: str,
+    settings: TrainSettings,
+    epochs: float,
+    model: Model,
+    *,
+    teacher: Model | None = None,
+    masks: Masks | None = None,
+    freeze_embeddings: bool = False,
+) -> Model:
+    """Train without learning what to prune: dense fine-tuning, or recovery under fixed masks."""
+    steps = num_steps(context, settings, epochs)
+    trained, frozen = split_frozen(model.params, freeze_embeddings=freeze_embeddings)
+    result = _train(
+        context,
+        stage,
+        settings,
+        steps,
+        model.config,
+        {"params": trained},
+        plain_optimizer(settings, steps),
+        Fixed(frozen, masks, None),
+        teacher,
+    )
+    return Model(model.config, apply_masks(merge(result["params"], frozen), masks))
+
+
+def head_row_stage(context: Context, student: Model, teacher: Model | None) -> HeadRowResult:
+    """Step 1: learn which heads and rows stay, cut the rest out, and recover."""
+    prune = context.config.prune
+    settings = prune.heads_rows
+    tiles = prune.blocks.shape if prune.blocks.enabled else None
+    cost = HeadRowCost(student.config, find_groups(student.config, (HEAD, ROW)), tiles)
+    learned, kept = _learn(context, "heads_rows", settings, student, teacher, cost, prune.head_row_density)
+
+    def cut(counts: dict[str, int]) -> Model:
+        masks = jax.device_get(masks_keeping(cost.groups, learned.scores, counts))
+        params, config = shrink(learned.params, masks, student.config)
+        return Model(config, params)
+
+    model, unrounded = cut(cost.round_up(kept)), cut(kept)
+    if settings.recover_epochs:
+        model = unrounded = _recover(context, "heads_rows.recover", settings, model, teacher, None)
+    return HeadRowResult(learned, model, unrounded)
+
+
+def block_stage(context: Context, student: Model, teacher: Model | None) -> BlockResult:
+    """Step 2: learn which tiles stay, zero the rest, and recover."""
+    settings: BlockStage = context.config.prune.blocks
+    cost = BlockCost(student.config, find_groups(student.config, (block(settings.shape),)))
+    learned, kept = _learn(context, "blocks", settings, student, teacher, cost, context.config.prune.density)
+    masks = jax.device_get(masks_keeping(cost.groups, learned.scores, kept))
+    model = Model(student.config, apply_masks(learned.params, masks))
+    if settings.recover_epochs:
+        model = _recover(context, "blocks.recover", settings, model, teacher, masks)
+    return BlockResult(learned, model, masks)
+
+
+def _recover(
+    context: Context, stage: str, settings: PruneStage, model: Model, teacher: Model | None, masks: Masks | None
+) -> Model:
+    return train_plain(
+        context,
+        stage,
+        settings,
+        settings.recover_epochs,
+        model,
+        teacher=teacher,
+        masks=masks,
+        freeze_embeddings=settings.freeze_embeddings,
+    )
+
+
+def _learn(
+    context: Context,
+    stage: str,
+    settings: PruneStage,
+    student: Model,
+    teacher: Model | None,
+    cost: Cost,
+    target: float,
+) -> tuple[Learned, dict[str, int]]:
+    """Train weights, scores and thresholds together; return them and the units to keep."""
+    steps = num_steps(context, settings, settings.epochs)
+    rate = threshold_rate(settings, cost, target, steps)
+    if settings.steer_by_count:
+        budget, aim = counted_budget(cost, temperature=settings.temperature), target
+    else:
+        budget, aim = (lambda thresholds: cost.budget(thresholds, settings.temperature)), _published_target(cost, target)
+    params, frozen = split_frozen(student.params, freeze_embeddings=settings.freeze_embeddings)
+    seed = stage_seed(context.config.seed, f"{stage}.scores")
+    trained = {
+        "params": params,
+        "scores": init_scores(cost.groups, settings.score_init, seed=seed, scale=settings.score_scale),
+        "thresholds": init_thresholds(cost.groups, settings.threshold_start),
+    }
+    optimizer = pruning_optimizer(settings, steps, budget, aim, rate)
+    trained = _train(
+        context, stage, settings, steps, student.config, trained, optimizer, Fixed(frozen), teacher, cost, settings.temperature
+    )
+    learned = Learned(merge(trained["params"], frozen), trained["scores"], trained["thresholds"])
+    logits = {name: float(value) for name, value in learned.thresholds.items()}
+    before = threshold_counts(cost, logits, settings.temperature)
+    kept = cut_to(cost, logits, target, temperature=settings.temperature) if settings.final_cut else before
+    _log.info("%s: density %.4f by count, %.4f after the cut", stage, density(cost, before), density(cost, kept))
+    return learned, kept
+
+
+def _published_target(cost: Cost, target: float) -> float:
+    """The target in the units of R, which prices kernels of this stage's own model alone."""
+    fixed = encoder_size(cost.config) - encoder_size(cost.config, biases=False)
+    return (target * dense_size(cost.config) - fixed) / encoder_size(cost.config, biases=False)
+
+
+def _train(
+    context: Context,
+    stage: str,
+    settings: TrainSettings,
+    steps: int,
+    config: ModelConfig,
+    trained: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    fixed: Fixed,
+    teacher: Model | None,
+    cost: Cost | None = None,
+    temperature: float = 1.0,
+) -> dict[str, Any]:
+    """Compile the step, run it over the stage's batches, and return what it trained."""
+    distillation = context.config.distillation if teacher is not None else None
+    step = make_train_step(
+        context.module(config),
+        optimizer,
+        groups=cost.groups if cost else (),
+        temperature=temperature,
+        teacher=context.module(teacher.config) if teacher and distillation else None,
+        distillation=distillation,
+    )
+    # The step donates its state: a copy keeps the caller's arrays alive.
+    trained = jax.tree.map(lambda x: jnp.array(x, copy=True), trained)
+    fixed = jax.tree.map(jnp.asarray, fixed._replace(teacher=teacher.params if teacher and distillation else None))
+    batches = context.batches(settings, stage)
+    started = time.perf_counter()
+
+    def log(number: int, values: dict[str, float]) -> None:
+        context.log({"stage": stage, "step": number, "steps": steps, **values})
+
+    state = fit(
+        step,
+        init_state(trained, optimizer),
+        fixed,
+        batches.iterate(0, steps),
+        seed=stage_seed(context.config.seed, f"{stage}.dropout"),
+        log=log,
+        log_every=context.config.log_every,
+    )
+    trained = jax.device_get(state.trained)
+    _log.info("%s: %d steps in %.1f s", stage, steps, time.perf_counter() - started)
+    return trained
+
+
+def num_steps(context: Context, settings: TrainSettings, epochs: float) -> int:
+    """Steps of a stage, at least one."""
+    return max(1, round(epochs * (len(context.train) // settings.batch_size)))

@@ -1,0 +1,1 @@
+"""Training: losses, optimiser, state, the jitted step, metrics, checkpoints and the loop."""

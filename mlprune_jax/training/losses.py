@@ -1,0 +1,97 @@
+"""Task losses and distillation (METHOD: recipe)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mlprune_jax.config.settings import Distillation
+from mlprune_jax.models.tasks import Kind, Outputs
+
+Scalar = Float[Array, ""]
+
+
+def task_loss(logits: Array, labels: Array, kind: Kind) -> Scalar:
+    """Mean cross-entropy of classes or of span ends, mean squared error of regression.
+
+    Args:
+        logits: as in `Outputs`.
+        labels: class ids [B]; values [B] for regression; start and end positions [B, 2] for spans.
+        kind: of the task.
+    """
+    return jnp.mean(example_losses(logits, labels, kind))
+
+
+def example_losses(logits: Array, labels: Array, kind: Kind) -> Float[Array, "B"]:
+    """`task_loss` of each example."""
+    if kind == "regression":
+        return jnp.square(logits[:, 0] - labels)
+    if kind == "span":
+        logits, labels = jnp.moveaxis(logits, -1, 1), labels.astype(jnp.int32)  # [B, 2, L], [B, 2]
+        return jnp.mean(_cross_entropy(logits, labels), axis=-1)
+    return _cross_entropy(logits, labels)
+
+
+def _cross_entropy(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    log_p = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+
+
+def logit_divergence(student: Array, teacher: Array, temperature: float, kind: Kind) -> Scalar:
+    """``T^2 KL(teacher || student)`` of the softened classes, batch mean; mean squared error for regression."""
+    if kind == "regression":
+        return jnp.mean(jnp.square(student - teacher))
+    if kind == "span":
+        student, teacher = jnp.moveaxis(student, -1, 1), jnp.moveaxis(teacher, -1, 1)
+    target = jax.nn.log_softmax(teacher / temperature)
+    divergence = jnp.exp(target) * (target - jax.nn.log_softmax(student / temperature))
+    return temperature**2 * jnp.mean(jnp.sum(divergence, axis=-1))
+
+
+def hidden_distance(student: Array, teacher: Array, weights: Float[Array, "B L"]) -> Scalar:
+    """Mean squared distance of two hidden states [B, L, D], over the tokens that ``weights`` counts."""
+    squares = jnp.mean(jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)), axis=-1)
+    return jnp.sum(squares * weights) / jnp.sum(weights)
+
+
+def attention_distance(student: Array, teacher: Array, weights: Float[Array, "B L"]) -> Scalar:
+    """Mean squared distance of two attention maps [B, H, L, L], over pairs of tokens that ``weights`` counts."""
+    squares = jnp.mean(jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)), axis=1)
+    pairs = weights[:, :, None] * weights[:, None, :]
+    return jnp.sum(squares * pairs) / jnp.sum(pairs)
+
+
+def distillation_loss(
+    student: Outputs,
+    teacher: Outputs,
+    attention_mask: Int[Array, "B L"],
+    settings: Distillation,
+    kind: Kind = "classification",
+) -> dict[str, Scalar]:
+    """The weighted terms that pull a student to its teacher.
+
+    Logits' divergence, plus the sums over layers (the embeddings' output included) of hidden-state distances and of
+    attention distances. A layer's attention counts only where both models have the same number of heads.
+
+    Args:
+        student, teacher: outputs with hidden states and attentions, as far as their weights are not 0.
+        attention_mask: 1 for real tokens.
+        settings: weights, temperature and how distances are averaged.
+        kind: of the task.
+
+    Returns:
+        ``{"logit", "hidden", "attention"}``, each already weighted.
+
+    Reference: arXiv 2105.14636v1, section 3.
+    """
+    weights = jnp.ones(attention_mask.shape) if settings.average == "all" else attention_mask.astype(jnp.float32)
+    hidden = zip(student.encoded.hidden_states, teacher.encoded.hidden_states, strict=True)
+    attention = zip(student.encoded.attentions, teacher.encoded.attentions, strict=True)
+    zero = jnp.zeros(())
+    return {
+        "logit": settings.logit_weight * logit_divergence(student.logits, teacher.logits, settings.temperature, kind),
+        "hidden": settings.hidden_weight * sum((hidden_distance(s, t, weights) for s, t in hidden), zero),
+        "attention": settings.attention_weight
+        * sum((attention_distance(s, t, weights) for s, t in attention if s.shape == t.shape), zero),
+    }

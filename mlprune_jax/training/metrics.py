@@ -1,0 +1,86 @@
+"""Evaluation: a model's logits over a split, and the task's metrics from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlprune_jax.models.tasks import Kind, TaskModel, predict_logits
+from mlprune_jax.training.losses import example_losses
+
+
+def make_forward(model: TaskModel) -> Any:
+    """Jitted ``(params, batch) -> (logits, loss of each example)``, without dropout."""
+
+    @jax.jit
+    def forward(params: Any, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+        logits = predict_logits(model, params, batch)
+        return logits, example_losses(logits, batch["labels"], model.kind)
+
+    return forward
+
+
+def evaluate(
+    forward: Any, params: Any, batches: Iterable[dict[str, Any]], metrics: tuple[str, ...], kind: Kind
+) -> dict[str, float]:
+    """Metrics and mean loss over a split.
+
+    Args:
+        forward: see `make_forward`.
+        params: the model's parameters.
+        batches: from `mlprune_jax.data.batches.eval_batches`; rows of weight 0 are padding.
+        metrics: names out of `METRICS`.
+        kind: of the task.
+
+    Returns:
+        ``{metric: value, ..., "loss": value, "examples": count}``; accuracies and correlations lie in [-1, 1].
+    """
+    logits, labels, losses = [], [], []
+    for batch in batches:
+        real = batch["weights"] > 0
+        inputs = {k: v for k, v in batch.items() if k not in ("weights", "index")}
+        out, loss = forward(params, inputs)
+        logits.append(np.asarray(out)[real])
+        losses.append(np.asarray(loss)[real])
+        labels.append(batch["labels"][real])
+    scores, gold = np.concatenate(logits), np.concatenate(labels)
+    predicted = scores[:, 0] if kind == "regression" else scores.argmax(-1)
+    values = {name: float(METRICS[name](gold, predicted)) for name in metrics}
+    return values | {"loss": float(np.concatenate(losses).mean()), "examples": len(gold)}
+
+
+def _accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:
+    return float(np.mean(gold == predicted))
+
+
+def _f1(gold: np.ndarray, predicted: np.ndarray) -> float:
+    from sklearn.metrics import f1_score
+
+    return f1_score(gold, predicted, zero_division=0.0)
+
+
+def _mcc(gold: np.ndarray, predicted: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return matthews_corrcoef(gold, predicted)
+
+
+def _correlation(name: str, gold: np.ndarray, predicted: np.ndarray) -> float:
+    from scipy import stats
+
+    # A constant prediction has no correlation; scipy would return NaN with a warning.
+    if np.ptp(predicted) == 0 or np.ptp(gold) == 0:
+        return 0.0
+    return getattr(stats, name)(gold, predicted).statistic
+
+
+METRICS = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "mcc": _mcc,
+    "pearson": lambda gold, predicted: _correlation("pearsonr", gold, predicted),
+    "spearman": lambda gold, predicted: _correlation("spearmanr", gold, predicted),
+}

@@ -1,0 +1,64 @@
+"""The optimiser of a stage: density penalty, clip, and AdamW with one learning rate per kind of parameter."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+
+from mlprune_jax.config.settings import PruneStage, TrainSettings
+from mlprune_jax.pruning.density import Budget
+from mlprune_jax.pruning.regularizer import add_density_penalty
+
+
+def linear_schedule(peak: float, warmup: float, steps: int) -> optax.Schedule:
+    """Linear rise over the share ``warmup`` of ``steps``, then linear fall to 0."""
+    rise = round(warmup * steps)
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, max(rise, 1)), optax.linear_schedule(peak, 0.0, max(steps - rise, 1))], [rise]
+    )
+
+
+def ramped_target(target: float, ramp: tuple[float, float] | None, steps: int) -> float | optax.Schedule:
+    """The target itself, or its cubic fall from 1 between two shares of the steps."""
+    if ramp is None:
+        return target
+    start, end = (share * steps for share in ramp)
+
+    def schedule(count: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:
+        done = jnp.clip((count - start) / max(end - start, 1.0), 0.0, 1.0)
+        return 1.0 - (1.0 - target) * (1.0 - (1.0 - done) ** 3)
+
+    return schedule
+
+
+def weight_optimizer(settings: TrainSettings, steps: int) -> optax.GradientTransformation:
+    """AdamW under the stage's schedule, unclipped."""
+    rate = linear_schedule(settings.learning_rate, settings.warmup, steps)
+    return optax.adamw(rate, eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
+
+
+def plain_optimizer(settings: TrainSettings, steps: int) -> optax.GradientTransformation:
+    """Clip and AdamW, for training without scores and thresholds."""
+    return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), weight_optimizer(settings, steps))
+
+
+def pruning_optimizer(
+    settings: PruneStage, steps: int, budget: Budget, target: float, threshold_rate: float
+) -> optax.GradientTransformation:
+    """Penalty, then clip, then AdamW; for trees ``{"params", "scores", "thresholds"}``."""
+    rates = {"scores": settings.score_learning_rate, "thresholds": threshold_rate}
+    penalty = add_density_penalty(
+        budget,
+        ramped_target(target, settings.ramp, steps),
+        max_strength=settings.max_strength,
+        min_strength=settings.min_strength,
+        weak_strength=settings.weak_strength,
+        weak_below=settings.weak_below,
+        two_sided=settings.two_sided,
+    )
+    kinds = {"params": weight_optimizer(settings, steps)} | {
+        kind: optax.adam(linear_schedule(rate, settings.warmup, steps), eps=settings.adam_epsilon)
+        for kind, rate in rates.items()
+    }
+    by_kind = optax.multi_transform(kinds, {kind: kind for kind in kinds})
+    return optax.chain(penalty, optax.clip_by_global_norm(settings.max_grad_norm), by_kind)

@@ -1,0 +1,89 @@
+"""The pure train step: masks, forward, loss with or without a teacher, penalty, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mlprune_jax.config.settings import Distillation
+from mlprune_jax.models.tasks import Outputs, TaskModel
+from mlprune_jax.pruning.granularity import Group
+from mlprune_jax.pruning.masks import apply_masks, compute_masks
+from mlprune_jax.pruning.regularizer import DensityPenaltyState
+from mlprune_jax.training.losses import distillation_loss, task_loss
+from mlprune_jax.training.state import Fixed, TrainState, merge
+
+Batch = dict[str, Any]
+Step = Callable[[TrainState, Fixed, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(
+    model: TaskModel,
+    optimizer: optax.GradientTransformation,
+    *,
+    groups: tuple[Group, ...] = (),
+    temperature: float = 1.0,
+    teacher: TaskModel | None = None,
+    distillation: Distillation | None = None,
+) -> Step:
+    """A jitted step ``(state, fixed, batch, key) -> (state, metrics)``; the old state's buffers are donated.
+
+    Nothing recompiles while densities change: thresholds are traced. A step whose loss or gradient norm is not finite
+    leaves parameters, scores and optimiser state bit-identical and counts itself in ``state.skipped``.
+
+    Args:
+        model: the student.
+        optimizer: for ``state.trained``.
+        groups: what scores and thresholds learn to prune; empty for dense training or fixed masks.
+        temperature: of the thresholds' sigmoid.
+        teacher: its model; ``fixed.teacher`` holds its parameters.
+        distillation: loss weights; needed with a teacher.
+
+    Returns:
+        The step; ``key`` is folded with the step's number for dropout.
+    """
+    wants_hidden = teacher is not None and distillation is not None and distillation.hidden_weight > 0
+    wants_attention = teacher is not None and distillation is not None and distillation.attention_weight > 0
+
+    def run(module: TaskModel, params: Any, batch: Batch, **options: Any) -> Outputs:
+        inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        return module.apply({"params": params}, *inputs, hidden=wants_hidden, attention=wants_attention, **options)
+
+    def loss(trained: dict[str, Any], fixed: Fixed, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        learned = compute_masks(groups, trained["scores"], trained["thresholds"], temperature=temperature) if groups else {}
+        params = apply_masks(apply_masks(merge(trained["params"], fixed.params), fixed.masks), learned)
+        outputs = run(model, params, batch, train=True, rngs={"dropout": key})
+        terms = {"task": task_loss(outputs.logits, batch["labels"], model.kind)}
+        if teacher is not None and distillation is not None:
+            target = jax.lax.stop_gradient(run(teacher, fixed.teacher, batch))
+            terms["task"] = distillation.task_weight * terms["task"]
+            terms |= distillation_loss(outputs, target, batch["attention_mask"], distillation, model.kind)
+        return sum(terms.values(), jnp.zeros(())), terms
+
+    def step(state: TrainState, fixed: Fixed, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(key, state.step)
+        (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.trained, fixed, batch, key)
+        norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        trained, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (trained, opt_state), (state.trained, state.opt_state)
+        )
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        metrics = {"loss": value, **terms, "grad_norm": norm, "skipped": skipped, **_penalty_metrics(opt_state)}
+        return TrainState(state.step + 1, skipped, trained, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _penalty_metrics(opt_state: Any) -> dict[str, jax.Array]:
+    """Density, penalty and strength, where the optimiser holds a density penalty."""
+    first = opt_state[0]
+    if not isinstance(first, DensityPenaltyState):
+        return {}
+    return {"density": first.density, "penalty": first.penalty, "strength": first.strength}

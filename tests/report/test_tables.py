@@ -1,0 +1,37 @@
+from mlprune_jax.report.tables import print_result
+
+LAYERS = [{"layer": 0, "heads": [6, 12], "density": 0.51239}, {"layer": 1, "heads": None, "density": 1.0}]
+RESULT = {"model": "[red]runs/x[/red]", "metric": {"accuracy": 0.95}, "layers": LAYERS}
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines()]
+
+
+def test_values_then_a_table(capsys):
+    print_result(RESULT)
+    assert [line.split() for line in lines(capsys.readouterr().out)] == [
+        ["model", "[red]runs/x[/red]"],
+        ["metric.accuracy", "0.95"],
+        [],
+        ["layers"],
+        ["layer", "heads", "density"],
+        ["0", "6", "12", "0.5124"],
+        ["1", "-", "1"],
+    ]
+
+
+def test_a_pipe_gets_every_value_on_its_own_line(capsys):
+    print_result({"kept": list(range(1000))})
+    assert len(lines(capsys.readouterr().out)) == 1
+
+
+def test_a_terminal_gets_a_framed_table(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_result(RESULT)
+    assert any("─" in line for line in lines(capsys.readouterr().out))
+
+
+def test_nothing_prints_nothing(capsys):
+    print_result({})
+    assert capsys.readouterr().out == ""
