@@ -1,4 +1,5 @@
 """The geometry of a BERT encoder, per layer: what the model is built from."""
+
 from __future__ import annotations
 
 from typing import Annotated, Literal

@@ -53,7 +53,7 @@ def check_folder(folder: Path) -> None:
     if refused and not has_weights:
         raise ModelError(
             f"{folder} has no safetensors weights, only {', '.join(refused[:5])}; these formats are not read here",
-            hint=_conversion(folder, refused[0]),
+            hint=_conversion(folder, min(refused, key=lambda name: len(_REFUSED[Path(name).suffix]))),
         )
     absent = [name for name, there in ((CONFIG, (folder / CONFIG).is_file()), (WEIGHTS, has_weights)) if not there]
     if absent:

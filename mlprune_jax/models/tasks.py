@@ -72,6 +72,4 @@ def init_params(model: TaskModel, seed: int) -> dict[str, Any]:
 
 def predict_logits(model: TaskModel, params: Any, batch: dict[str, Array]) -> Float[Array, "B *out"]:
     """The logits of a batch without dropout: the pure forward that evaluation and serving jit."""
-    return model.apply(
-        {"params": params}, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
-    ).logits
+    return model.apply({"params": params}, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).logits

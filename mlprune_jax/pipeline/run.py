@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import RunConfig, TaskSettings
 from mlprune_jax.data.demo import write_demo
@@ -34,7 +33,7 @@ from mlprune_jax.pipeline.stages import (
     train_plain,
 )
 from mlprune_jax.pipeline.summary import describe_model, summarize
-from mlprune_jax.pruning.density import HeadRowCost, dense_size, smallest_density
+from mlprune_jax.pruning.density import HeadRowCost, dense_size
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups, format_block
 from mlprune_jax.training.arrival import threshold_rate
 from mlprune_jax.training.checkpoint import save_state
@@ -108,7 +107,9 @@ class _Run:
         self.start, self.fresh_head = self._starting_model()
         self._check_geometry()
         tokenizer = load_tokenizer(self.base)
-        train, dev = (encode_split(examples[s], tokenizer, config, self.start.config.vocab_size) for s in ("train", "dev"))
+        train, dev = (
+            encode_split(examples[s], tokenizer, config, self.start.config.vocab_size) for s in ("train", "dev")
+        )
         self.context = Context(config, self.task, self.num_labels, train, dev, folder.log)
         self._check_schedules()
 

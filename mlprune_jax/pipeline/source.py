@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.data.custom import load_custom
+from mlprune_jax.data.demo import DEMO
 from mlprune_jax.data.encode import Encoded, encode
 from mlprune_jax.data.glue import load_examples
 from mlprune_jax.data.tasks import Examples, Task, glue_task
@@ -33,7 +33,7 @@ def load_splits(
             on_damaged=settings.on_damaged,
         )
     else:
-        task = named_task(settings.task)
+        task = DEMO if settings.task == DEMO.name else glue_task(settings.task)
         examples = {s: load_examples(task, source, s, on_damaged=settings.on_damaged, offline=offline) for s in splits}
     for split in splits:
         if split not in examples or examples[split].labels is None:
@@ -42,11 +42,6 @@ def load_splits(
                 hint=f"use one of {', '.join(sorted(examples))}",
             )
     return task, {split: examples[split] for split in splits}
-
-
-def named_task(name: str) -> Any:
-    """A GLUE task, or the generated demo task, whose files are laid out like SST-2's."""
-    return replace(glue_task("sst2"), name="demo") if name == "demo" else glue_task(name)
 
 
 def encode_split(examples: Examples, tokenizer: Any, settings: TaskSettings, vocab_size: int) -> Encoded:

@@ -206,7 +206,10 @@ def _learn(
     if settings.steer_by_count:
         budget, aim = counted_budget(cost, temperature=settings.temperature), target
     else:
-        budget, aim = (lambda thresholds: cost.budget(thresholds, settings.temperature)), _published_target(cost, target)
+        budget, aim = (
+            (lambda thresholds: cost.budget(thresholds, settings.temperature)),
+            _published_target(cost, target),
+        )
     params, frozen = split_frozen(student.params, freeze_embeddings=settings.freeze_embeddings)
     seed = stage_seed(context.config.seed, f"{stage}.scores")
     trained = {
@@ -216,7 +219,17 @@ def _learn(
     }
     optimizer = pruning_optimizer(settings, steps, budget, aim, rate)
     trained = _train(
-        context, stage, settings, steps, student.config, trained, optimizer, Fixed(frozen), teacher, cost, settings.temperature
+        context,
+        stage,
+        settings,
+        steps,
+        student.config,
+        trained,
+        optimizer,
+        Fixed(frozen),
+        teacher,
+        cost,
+        settings.temperature,
     )
     learned = Learned(merge(trained["params"], frozen), trained["scores"], trained["thresholds"])
     logits = {name: float(value) for name, value in learned.thresholds.items()}
@@ -255,8 +268,6 @@ def _train(
         teacher=context.module(teacher.config) if teacher and distillation else None,
         distillation=distillation,
     )
-    # The step donates its state: a copy keeps the caller's arrays alive.
-    trained = jax.tree.map(lambda x: jnp.array(x, copy=True), trained)
     fixed = jax.tree.map(jnp.asarray, fixed._replace(teacher=teacher.params if teacher and distillation else None))
     batches = context.batches(settings, stage)
     started = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
@@ -70,7 +71,7 @@ def as_bool(masks: Masks) -> dict[str, Any]:
     return jax.tree.map(lambda mask: mask != 0, masks)
 
 
-def apply_mask(weight: Array, mask: Array) -> Array:
+def apply_mask(weight: Array | np.ndarray, mask: Array | np.ndarray) -> Array | np.ndarray:
     """``weight`` times ``mask``, each mask entry repeated over its unit of the trailing axes.
 
     Raises:

@@ -18,7 +18,14 @@ MAX_SKIPPED = 10
 
 
 def fit(
-    step: Step, state: TrainState, fixed: Fixed, batches: Iterable[dict[str, Any]], *, seed: int, log: Log, log_every: int
+    step: Step,
+    state: TrainState,
+    fixed: Fixed,
+    batches: Iterable[dict[str, Any]],
+    *,
+    seed: int,
+    log: Log,
+    log_every: int,
 ) -> TrainState:
     """Run ``step`` over ``batches``.
 

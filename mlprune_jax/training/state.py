@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
@@ -42,9 +43,10 @@ class Fixed(NamedTuple):
 
 
 def init_state(trained: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; every leaf is a buffer of its own, since the step donates them all."""
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, zero, trained, optimizer.init(trained))
+    state = TrainState(zero, zero, trained, optimizer.init(trained))
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
 
 
 def split_frozen(params: Params, *, freeze_embeddings: bool) -> tuple[Params, Params]:

@@ -54,8 +54,10 @@ def make_train_step(
         return module.apply({"params": params}, *inputs, hidden=wants_hidden, attention=wants_attention, **options)
 
     def loss(trained: dict[str, Any], fixed: Fixed, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-        learned = compute_masks(groups, trained["scores"], trained["thresholds"], temperature=temperature) if groups else {}
-        params = apply_masks(apply_masks(merge(trained["params"], fixed.params), fixed.masks), learned)
+        params = apply_masks(merge(trained["params"], fixed.params), fixed.masks)
+        if groups:
+            masks = compute_masks(groups, trained["scores"], trained["thresholds"], temperature=temperature)
+            params = apply_masks(params, masks)
         outputs = run(model, params, batch, train=True, rngs={"dropout": key})
         terms = {"task": task_loss(outputs.logits, batch["labels"], model.kind)}
         if teacher is not None and distillation is not None:

@@ -61,7 +61,9 @@ def params_from(reference, stage):
             continue
         if prefix != f"{stage}.state" and ".encoder." in name:
             continue
-        flat[_our_path(name)] = reference[key].T if name.endswith("weight") and "embeddings" not in name else reference[key]
+        flat[_our_path(name)] = (
+            reference[key].T if name.endswith("weight") and "embeddings" not in name else reference[key]
+        )
     return unflatten_dict(flat)
 
 
@@ -168,7 +170,11 @@ def test_stage1_masks_and_removal(reference, stage1):
     smaller, config = shrink(params, masks, CONFIG)
     for i in range(2):
         layer = smaller["bert"]["encoder"][f"layer_{i}"]
-        kernels = [layer["attention"]["query"], layer["attention"]["output"], *(layer["ffn"][n] for n in ("intermediate", "output"))]
+        kernels = [
+            layer["attention"]["query"],
+            layer["attention"]["output"],
+            *(layer["ffn"][n] for n in ("intermediate", "output")),
+        ]
         np.testing.assert_array_equal([k["kernel"].shape[::-1] for k in kernels], reference[f"stage1.sliced_shape/{i}"])
     assert encoder_size(config) == reference["stage1.sliced_encoder_params"]
     assert HeadRowCost(CONFIG, groups).count(count_kept(groups, masks)) == reference["stage1.sliced_encoder_params"]

@@ -1,0 +1,81 @@
+"""The user's own files: columns by name, labels from train, the same ones everywhere."""
+
+import numpy as np
+import pytest
+
+from mlprune_jax.data.custom import load_custom
+from mlprune_jax.errors import ConfigError, DataError
+
+
+def write(folder, **files):
+    for name, content in files.items():
+        (folder / name.replace("_", ".")).write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize("dev", ["dev", "validation"])
+def test_a_folder_of_any_formats(tmp_path, dev):
+    write(tmp_path, train_csv='id,text,topic\n1,"a, b",sport\n2,c,art\n3,d,sport\n')
+    write(tmp_path, **{f"{dev}_jsonl": '{"topic": "sport", "text": "x"}\n', "test_tsv": "text\ny\n"})
+    task, splits = load_custom(tmp_path, ["text"], "topic")
+    assert task.labels == ("art", "sport")
+    assert task.metrics == ("accuracy",)
+    assert splits["train"].texts == (["a, b", "c", "d"],)
+    assert splits["train"].labels.tolist() == [1, 0, 1]
+    assert splits["dev"].labels.tolist() == [1]
+    assert splits["test"].labels is None
+
+
+def test_whole_number_labels_sort_as_numbers(tmp_path):
+    rows = "".join(f"x\t{label}\n" for label in (10, 9, -1, 10))
+    write(tmp_path, train_tsv=f"text\tstars\n{rows}", dev_tsv=f"text\tstars\n{rows}")
+    assert load_custom(tmp_path, ["text"], "stars")[0].labels == ("-1", "9", "10")
+
+
+def test_regression_and_pairs_from_named_files(tmp_path):
+    write(tmp_path, a_tsv="q\tp\tscore\nx\ty\t0.5\n")
+    task, splits = load_custom({"train": tmp_path / "a.tsv"}, ("q", "p"), "score", kind="regression", name="mine")
+    assert (task.kind, task.name, task.labels, task.metrics[0]) == ("regression", "mine", (), "pearson")
+    assert splits["train"].texts == (["x"], ["y"])
+    assert splits["train"].labels.dtype == np.float32
+
+
+def test_given_labels_keep_their_order_and_no_other_is_allowed(tmp_path):
+    write(tmp_path, x_tsv="text\tlabel\na\tyes\nb\tno\n")
+    task, splits = load_custom({"dev": tmp_path / "x.tsv"}, ["text"], "label", labels=("yes", "no"), metrics=("f1",))
+    assert task.metrics == ("f1",)
+    assert splits["dev"].labels.tolist() == [0, 1]
+    with pytest.raises(DataError, match=r"x.tsv, line 3: column 'label' holds 'no', wanted one of yes, never"):
+        load_custom({"dev": tmp_path / "x.tsv"}, ["text"], "label", labels=("yes", "never"))
+    with pytest.raises(ConfigError, match="train split"):
+        load_custom({"dev": tmp_path / "x.tsv"}, ["text"], "label")
+
+
+def test_a_label_that_only_dev_has(tmp_path):
+    write(tmp_path, train_tsv="text\tlabel\na\t0\nb\t1\nc\t1\n", dev_tsv="text\tlabel\na\t2\n")
+    with pytest.raises(DataError, match=r"dev.tsv, line 2: .*holds '2', wanted one of 0, 1"):
+        load_custom(tmp_path, ["text"], "label")
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({}, r"no train.\*; it holds nothing"),
+        ({"train_tsv": "text\tlabel\n"}, r"no dev.\* or validation.\*; it holds train.tsv"),
+        ({"train_tsv": "", "train_csv": ""}, "several files for train: train.tsv, train.csv"),
+        ({"train_tsv": "text\tlabel\na\t1\n", "dev_tsv": "text\tlabel\na\t1\n"}, "one label only"),
+        ({"train_tsv": "text\tlabel\na\t.1\nb\t.2\nc\t.3\n", "dev_tsv": "text\tlabel\na\t1\n"}, "each of its 3 rows"),
+        ({"train_tsv": "text\tlable\na\t1\n", "dev_tsv": ""}, "did you mean 'lable'"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, files, problem):
+    write(tmp_path, **files)
+    with pytest.raises(DataError, match=problem):
+        load_custom(tmp_path, ["text"], "label")
+
+
+def test_no_folder_and_no_such_kind(tmp_path):
+    with pytest.raises(DataError, match="no folder"):
+        load_custom(tmp_path / "none", ["text"], "label")
+    with pytest.raises(ConfigError, match="kind 'span'"):
+        load_custom(tmp_path, ["text"], "label", kind="span")

@@ -1,0 +1,60 @@
+"""Tokenising: the ids a tokenizer gives one by one, cut as asked, without padding."""
+
+import numpy as np
+import pytest
+
+from mlprune_jax.data import encode as module
+from mlprune_jax.data.demo import write_demo
+from mlprune_jax.data.encode import encode, load_tokenizer
+from mlprune_jax.data.tasks import Examples
+from mlprune_jax.errors import ConfigError, ModelError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return load_tokenizer(write_demo(tmp_path_factory.mktemp("demo"), train_size=1, dev_size=1))
+
+
+def test_pairs_in_chunks_are_what_the_tokenizer_gives(tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK", 2)
+    texts = (["good film", "", "bad", "the", "so witty"], ["was bad .", "its plot", "", "cast", "music was dull"])
+    labels = np.arange(5, dtype=np.int32)
+    encoded = encode(Examples(texts, labels, "x"), tokenizer, max_length=32)
+    assert len(encoded) == 5
+    assert encoded.labels is labels
+    for i, pair in enumerate(zip(*texts, strict=True)):
+        part = slice(encoded.offsets[i], encoded.offsets[i + 1])
+        alone = tokenizer(*pair)
+        assert encoded.input_ids[part].tolist() == alone["input_ids"]
+        assert encoded.token_type_ids[part].tolist() == alone["token_type_ids"]
+
+
+def test_the_longer_text_of_a_pair_is_cut(tokenizer):
+    pair = Examples((["film"], ["its plot was not very good ."]), None, "x")
+    encoded = encode(pair, tokenizer, max_length=7)
+    wanted = tokenizer("film", "its plot was")
+    assert encoded.input_ids.tolist() == wanted["input_ids"]
+    assert encoded.labels is None
+
+
+def test_no_room_for_text(tokenizer):
+    assert len(encode(Examples((["film"],), None, "x"), tokenizer, max_length=3)) == 1
+    with pytest.raises(ConfigError, match=r"max_length 4 .*\n.*use 5 or more"):
+        encode(Examples((["film"], ["plot"]), None, "x"), tokenizer, max_length=4)
+
+
+def test_a_real_tokenizer_whose_file_asks_for_padding(shared):
+    tokenizer = load_tokenizer(shared / "models" / "minilm-l6-h384")
+    encoded = encode(Examples((["a film", "a very long film"],), None, "x"), tokenizer, max_length=128)
+    assert encoded.lengths.tolist() == [4, 6]
+    assert len(tokenizer) == 30522
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(ModelError, match=r"no tokenizer.json or vocab.txt"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match=r"no tokenizer.json or vocab.txt"):
+        load_tokenizer(tmp_path / "none")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,139 @@
+"""Text tables come back exactly as written, or not at all."""
+
+import csv
+import io
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlprune_jax.data.tables import READERS, read_table
+from mlprune_jax.errors import DataError
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+tsv_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\r\n"), max_size=20)
+odd_text = st.sampled_from(["NA", "null", "", '"', 'say "no', "it's", "a\x0bb", "a\u2028b", "a\x85b", "\ufeff", " x "])
+
+
+def rows_of(cell: st.SearchStrategy[str]) -> st.SearchStrategy[list[tuple[str, str]]]:
+    return st.lists(st.tuples(cell, cell), min_size=1, max_size=6)
+
+
+def written(content: str | bytes, suffix: str) -> Path:
+    # Not tmp_path: hypothesis calls a test many times, with one tmp_path for all.
+    with tempfile.NamedTemporaryFile(suffix=suffix, delete=False, dir=tempfile.gettempdir()) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return Path(file.name)
+
+
+def read_back(content: str | bytes, suffix: str) -> list[tuple[str, ...]]:
+    path = written(content, suffix)
+    try:
+        table = read_table(path, ["a", "b"])
+    finally:
+        path.unlink()
+    return list(zip(table.columns["a"], table.columns["b"], strict=True))
+
+
+@given(rows_of(tsv_text | odd_text), st.sampled_from(["\n", "\r\n"]), st.booleans(), st.integers(0, 2))
+def test_tsv_round_trip(rows, end, bom, blank_lines):
+    content = "\ufeff" * bom + end.join(["a\tb", *("\t".join(row) for row in rows)]) + end * blank_lines
+    assert read_back(content, ".tsv") == rows
+
+
+@given(rows_of(text | odd_text))
+def test_csv_round_trip(rows):
+    out = io.StringIO()
+    csv.writer(out, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
+    assert read_back(out.getvalue(), ".csv") == rows
+
+
+@given(rows_of(text | odd_text), st.booleans())
+def test_jsonl_round_trip(rows, ascii_only):
+    lines = [json.dumps({"b": b, "other": None, "a": a}, ensure_ascii=ascii_only) for a, b in rows]
+    assert read_back("\n".join(lines), ".jsonl") == rows
+
+
+@given(st.binary(max_size=60) | text.map(str.encode), st.sampled_from(sorted(READERS)))
+def test_no_input_raises_anything_but_a_data_error(content, suffix):
+    try:
+        read_back(content, suffix)
+    except DataError:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "line", "problem"),
+    [
+        (".tsv", "a\tb\n1\t2\n1\t2\t3\n", 3, "wanted 2 columns, found 3"),
+        (".tsv", "a\tb\n\n1\t2\n", 2, "wanted 2 columns, found 1"),
+        (".csv", 'a,b\n"1\n",2\n1\n', 4, "wanted 2 columns, found 1"),
+        (".jsonl", '{"a": "1", "b": 2}\n{"a": "1"}\n', 2, "column 'b' is absent"),
+        (".jsonl", '{"a": "1", "b": 2}\n{"a": "1", "b": null}\n', 2, "column 'b' is null"),
+        (".jsonl", '{"a": "1", "b": 2}\n{"a": "\\ud800", "b": 2}\n', 2, "column 'a' is null or not a plain value"),
+        (".jsonl", '{"a": "1", "b": 2}\n{"a": \n', 2, "not JSON: Expecting value"),
+        (".jsonl", '{"a": "1", "b": 2}\n[1, 2]\n', 2, "wanted a JSON object, found list"),
+        (".jsonl", "[" * 100_000, 1, "not JSON"),
+    ],
+)
+def test_a_damaged_line_is_an_error_or_is_counted(tmp_path, caplog, suffix, content, line, problem):
+    path = tmp_path / f"x{suffix}"
+    path.write_text(content)
+    with pytest.raises(DataError, match=f"line {line}: ") as caught:
+        read_table(path, ["a", "b"])
+    assert problem in str(caught.value)
+    assert str(path) in str(caught.value)
+    path.write_text(content + ('\n{"a": "3", "b": "4"}' if suffix == ".jsonl" else "3,4".replace(",", "\t,"[suffix == ".csv"])))
+    with caplog.at_level(logging.WARNING):
+        table = read_table(path, ["a", "b"], on_damaged="skip")
+    assert table.columns["a"][-1] == "3"
+    assert f"skipped 1 damaged lines of {len(table) + 1}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "problem"),
+    [
+        (".tsv", "", "file is empty"),
+        (".tsv", "\ufeff\r\n\n", "file is empty"),
+        (".tsv", "a\tb\n", "no rows"),
+        (".csv", "a,b\r\n", "no rows"),
+        (".tsv", "a\tb\n1\t2\n\xff".encode("latin-1"), "line 3: not UTF-8"),
+        (".tsv", "a\tb\n1\t2\n".encode("utf-16"), "line 1: not UTF-8"),
+        (".tsv", "a\ta\tb\n1\t2\t3\n", "2 columns are named 'a'"),
+        (".csv", 'a,b\n1,"2\n3,4\n', "line 2: unexpected end of data"),
+        (".csv", 'a,b\n1,"2" \n', "line 2: "),
+        (".tsv", "A\tbb\n1\t2\n", "no column 'a'; columns found: A, bb"),
+        (".xlsx", "", "unknown table format '.xlsx'"),
+    ],
+)
+@pytest.mark.parametrize("on_damaged", ["error", "skip"])
+def test_a_broken_file_is_always_an_error(tmp_path, suffix, content, problem, on_damaged):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError) as caught:
+        read_table(path, ["a", "b"], on_damaged=on_damaged)
+    assert problem in caught.value.message
+    assert str(path) in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_missing_file_and_a_near_miss_of_a_name(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_table(tmp_path / "none.tsv", ["a"])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_table("nul\0.tsv", ["a"])
+    (tmp_path / "x.csv").write_text("sentence,label\nx,1\n")
+    with pytest.raises(DataError, match="did you mean 'sentence'"):
+        read_table(tmp_path / "x.csv", ["sentense"])
+
+
+def test_numbers_and_booleans_of_json_become_text_and_optional_columns_may_miss(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1, "b": 1.5}\n{"a": true, "b": -2}\n')
+    table = read_table(path, ["a", "b"], optional=["c"])
+    assert table.columns == {"a": ["1", "true"], "b": ["1.5", "-2"]}
+    assert table.lines == [1, 2]
