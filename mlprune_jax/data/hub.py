@@ -6,6 +6,7 @@ not bound that. So a download runs in a process of its own that is ended at the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -148,7 +149,8 @@ def download_dataset(
     except (OSError, RuntimeError) as error:  # TimeoutError is an OSError
         raise _failed(DataError, what, error) from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
     return target
 
 

@@ -16,6 +16,8 @@ TaskKind = Literal["classification", "regression", "span"]
 
 TEST = "test"  # a split of this name, or starting so ("test_mismatched"), may come without labels
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 _SPLITS = {"train": ("train.tsv", "train"), "dev": ("dev.tsv", "validation"), TEST: ("test.tsv", "test")}
 _MNLI_SPLITS = {
     "train": ("train.tsv", "train"),
@@ -178,7 +180,7 @@ def _number(cell: str) -> float | None:
         value = float(cell)
     except ValueError:
         return None
-    return value if abs(value) <= np.finfo(np.float32).max else None  # NaN compares False
+    return value if abs(value) <= _FLOAT32_MAX else None  # a comparison with NaN is false
 
 
 def _glue(

@@ -10,6 +10,14 @@ from mlprune_jax.data.encode import encode, load_tokenizer
 from mlprune_jax.data.glue import load_examples
 from mlprune_jax.errors import ConfigError
 
+# A promise: stored figures of the demo name a seed.
+FIRST_ROWS = [
+    "sentence\tlabel",
+    "its script felt very superb although their dialogue looks never great .\t1",
+    "this film felt clumsy .\t0",
+    "their camera is really witty but this camera felt boring .\t0",
+]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -24,17 +32,14 @@ def test_the_same_seed_writes_the_same_files(folder, tmp_path):
     for name in names:
         assert (again / name).read_bytes() == (folder / name).read_bytes()
     assert (other / "train.tsv").read_bytes() != (folder / "train.tsv").read_bytes()
-    # These rows are a promise: stored figures of the demo name a seed.
-    assert (folder / "train.tsv").read_text().splitlines()[:3] == FIRST_ROWS
-
-
-FIRST_ROWS = ["sentence\tlabel"]
+    assert (folder / "train.tsv").read_text().splitlines()[:4] == FIRST_ROWS
 
 
 def test_splits_are_apart_balanced_and_short(folder):
     train, dev = (load_examples(DEMO, folder, split) for split in ("train", "dev"))
     assert (len(train), len(dev)) == (2000, 500)
     assert len(set(train.texts[0]) | set(dev.texts[0])) == 2500
+    assert train.labels is not None
     assert 0.45 < train.labels.mean() < 0.55
     encoded = encode(train, load_tokenizer(folder), max_length=64)
     assert encoded.lengths.max() <= 24
@@ -48,7 +53,7 @@ def test_words_without_their_order_do_not_give_the_label_away(folder):
         return np.array([[text.split().count(word) for word in VOCABULARY] for text in examples.texts[0]], float)
 
     # Least squares on word counts; 0.75 is far above it and far below the 0.99 of a small transformer.
-    weights, *_ = np.linalg.lstsq(counts(train), 2.0 * train.labels - 1, rcond=None)
+    weights, *_ = np.linalg.lstsq(counts(train), np.where(train.labels, 1.0, -1.0), rcond=None)
     assert ((counts(dev) @ weights > 0) == dev.labels).mean() < 0.75
 
 

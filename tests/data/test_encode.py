@@ -22,11 +22,11 @@ def test_pairs_in_chunks_are_what_the_tokenizer_gives(tokenizer, monkeypatch):
     encoded = encode(Examples(texts, labels, "x"), tokenizer, max_length=32)
     assert len(encoded) == 5
     assert encoded.labels is labels
-    for i, pair in enumerate(zip(*texts, strict=True)):
+    for i, (first, second) in enumerate(zip(*texts, strict=True)):
         part = slice(encoded.offsets[i], encoded.offsets[i + 1])
-        alone = tokenizer(*pair)
-        assert encoded.input_ids[part].tolist() == alone["input_ids"]
-        assert encoded.token_type_ids[part].tolist() == alone["token_type_ids"]
+        alone = tokenizer([first], [second])
+        assert encoded.input_ids[part].tolist() == alone["input_ids"][0]
+        assert encoded.token_type_ids[part].tolist() == alone["token_type_ids"][0]
 
 
 def test_the_longer_text_of_a_pair_is_cut(tokenizer):

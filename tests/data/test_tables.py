@@ -1,5 +1,6 @@
 """Text tables come back exactly as written, or not at all."""
 
+import contextlib
 import csv
 import io
 import json
@@ -60,23 +61,21 @@ def test_jsonl_round_trip(rows, ascii_only):
 
 @given(st.binary(max_size=60) | text.map(str.encode), st.sampled_from(sorted(READERS)))
 def test_no_input_raises_anything_but_a_data_error(content, suffix):
-    try:
+    with contextlib.suppress(DataError):
         read_back(content, suffix)
-    except DataError:
-        pass
 
 
 @pytest.mark.parametrize(
     ("suffix", "content", "line", "problem"),
     [
-        (".tsv", "a\tb\n1\t2\n1\t2\t3\n", 3, "wanted 2 columns, found 3"),
-        (".tsv", "a\tb\n\n1\t2\n", 2, "wanted 2 columns, found 1"),
-        (".csv", 'a,b\n"1\n",2\n1\n', 4, "wanted 2 columns, found 1"),
-        (".jsonl", '{"a": "1", "b": 2}\n{"a": "1"}\n', 2, "column 'b' is absent"),
-        (".jsonl", '{"a": "1", "b": 2}\n{"a": "1", "b": null}\n', 2, "column 'b' is null"),
-        (".jsonl", '{"a": "1", "b": 2}\n{"a": "\\ud800", "b": 2}\n', 2, "column 'a' is null or not a plain value"),
-        (".jsonl", '{"a": "1", "b": 2}\n{"a": \n', 2, "not JSON: Expecting value"),
-        (".jsonl", '{"a": "1", "b": 2}\n[1, 2]\n', 2, "wanted a JSON object, found list"),
+        (".tsv", "a\tb\n1\t2\n1\t2\t3", 3, "wanted 2 columns, found 3"),
+        (".tsv", "a\tb\n\n1\t2", 2, "wanted 2 columns, found 1"),
+        (".csv", 'a,b\n"1\n",2\n1', 4, "wanted 2 columns, found 1"),
+        (".jsonl", '{"a": "1", "b": 2}\n{"a": "1"}', 2, "column 'b' is absent"),
+        (".jsonl", '{"a": "1", "b": 2}\n{"a": "1", "b": null}', 2, "column 'b' is null"),
+        (".jsonl", '{"a": "1", "b": 2}\n{"a": "\\ud800", "b": 2}', 2, "column 'a' is null or not a plain value"),
+        (".jsonl", '{"a": "1", "b": 2}\n{"a": ', 2, "not JSON: Expecting value"),
+        (".jsonl", '{"a": "1", "b": 2}\n[1, 2]', 2, "wanted a JSON object, found list"),
         (".jsonl", "[" * 100_000, 1, "not JSON"),
     ],
 )
@@ -87,7 +86,8 @@ def test_a_damaged_line_is_an_error_or_is_counted(tmp_path, caplog, suffix, cont
         read_table(path, ["a", "b"])
     assert problem in str(caught.value)
     assert str(path) in str(caught.value)
-    path.write_text(content + ('\n{"a": "3", "b": "4"}' if suffix == ".jsonl" else "3,4".replace(",", "\t,"[suffix == ".csv"])))
+    good = {".tsv": "3\t4", ".csv": "3,4", ".jsonl": '{"a": "3", "b": "4"}'}[suffix]
+    path.write_text(f"{content}\n{good}\n")
     with caplog.at_level(logging.WARNING):
         table = read_table(path, ["a", "b"], on_damaged="skip")
     assert table.columns["a"][-1] == "3"
