@@ -67,8 +67,9 @@ def demo(
     def work() -> dict[str, Any]:
         from mlprune_jax.config.loading import packaged_config
 
-        config = _load(packaged_config("demo"), _as_overrides({"seed": seed}, overrides))
-        return _start(config, output or _next_free(Path("runs/demo")), dry_run=dry_run, quiet=quiet)
+        path = packaged_config("demo")
+        config = _load(path, _as_overrides({"seed": seed}, overrides))
+        return _start(config, path, output or _next_free(Path("runs/demo")), dry_run=dry_run)
 
     _perform(work, Switches(as_json, quiet, offline=True, debug=debug))
 
@@ -106,7 +107,7 @@ def prune(
         }
         settings = _load(config, _as_overrides(options, overrides))
         workdir = output or _next_free(Path("runs") / f"{settings.task}-{settings.prune.density:g}")
-        return _start(settings, workdir, dry_run=dry_run, quiet=quiet)
+        return _start(settings, config, workdir, dry_run=dry_run)
 
     _perform(work, Switches(as_json, quiet, offline, debug))
 
@@ -124,7 +125,7 @@ def resume(
     def work() -> dict[str, Any]:
         from mlprune_jax import pipeline
 
-        return pipeline.resume(workdir, quiet=quiet)
+        return pipeline.resume(workdir)
 
     _perform(work, Switches(as_json, quiet, offline, debug))
 
@@ -143,9 +144,9 @@ def evaluate(
     """Evaluate a finished model, dense or pruned, on any data of its task."""
 
     def work() -> dict[str, Any]:
-        from mlprune_jax import evaluation
+        from mlprune_jax.pipeline import evaluation
 
-        return evaluation.evaluate_folder(folder, data=data, split=split, batch_size=batch_size)
+        return evaluation.evaluate_folder(folder, data=data, split=split, batch_size=batch_size, offline=offline)
 
     _perform(work, Switches(as_json, quiet, offline, debug))
 
@@ -155,7 +156,7 @@ def inspect(folder: Folder, as_json: Json = False, debug: Debug = False) -> None
     """Show what a model keeps, layer by layer."""
 
     def work() -> dict[str, Any]:
-        from mlprune_jax import evaluation
+        from mlprune_jax.pipeline import evaluation
 
         return evaluation.inspect_folder(folder)
 
@@ -225,17 +226,13 @@ def _next_free(folder: Path) -> Path:
     return free
 
 
-def _start(config: RunConfig, workdir: Path, *, dry_run: bool, quiet: bool) -> dict[str, Any]:
+def _start(config: RunConfig, path: Path | None, workdir: Path, *, dry_run: bool) -> dict[str, Any]:
     from mlprune_jax import pipeline
 
-    if workdir.exists() and not workdir.is_dir():
-        raise ConfigError(f"{workdir} is a file, not a folder", hint="choose another folder with -o")
-    if workdir.exists() and any(workdir.iterdir()):
-        hint = f"`mlprune resume {workdir}` continues the run in it; or choose another folder with -o"
-        raise ConfigError(f"{workdir} is not empty", hint=hint)
     if dry_run:
         return {"workdir": str(workdir), **pipeline.plan(config)}
-    return pipeline.run(config, workdir, command=shlex.join(["mlprune", *sys.argv[1:]]), quiet=quiet)
+    command = shlex.join(["mlprune", *sys.argv[1:]])
+    return pipeline.run(config, workdir, command=command, source=path and path.read_text(encoding="utf-8"))
 
 
 def _perform(work: Callable[[], dict[str, Any]], switches: Switches) -> None:

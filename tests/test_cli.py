@@ -44,12 +44,12 @@ def pipeline(monkeypatch):
 
         return call
 
-    modules = {"pipeline": ("run", "plan", "resume"), "evaluation": ("evaluate_folder", "inspect_folder")}
-    for module, names in modules.items():
-        double = ModuleType(f"mlprune_jax.{module}")
-        vars(double).update({name: recorder(name) for name in names})
-        monkeypatch.setitem(sys.modules, double.__name__, double)
-        monkeypatch.setattr(f"mlprune_jax.{module}", double, raising=False)
+    double, evaluation = ModuleType("mlprune_jax.pipeline"), ModuleType("mlprune_jax.pipeline.evaluation")
+    vars(double).update({name: recorder(name) for name in ("run", "plan", "resume")}, evaluation=evaluation)
+    vars(evaluation).update({name: recorder(name) for name in ("evaluate_folder", "inspect_folder")})
+    monkeypatch.setattr("mlprune_jax.pipeline", double, raising=False)
+    for module in (double, evaluation):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return calls
 
 
@@ -80,7 +80,7 @@ def test_prune_passes_the_config_on(invoke, pipeline, tmp_path):
     ((name, (config, workdir), kwargs),) = pipeline.made
     assert (name, str(workdir)) == ("run", "out")
     assert (config.model, config.prune.density, config.seed, config.offline) == ("some/bert", 0.4, 7, False)
-    assert kwargs == {"command": "mlprune prune 'a b'", "quiet": True}
+    assert kwargs == {"command": "mlprune prune 'a b'", "source": CONFIG}
 
 
 def test_prune_without_a_file(invoke, pipeline):
@@ -122,8 +122,8 @@ def test_resume_eval_inspect_delegate(invoke, pipeline):
     assert invoke("eval", "runs/x", "--data", "d", "--split", "test", "--batch-size", "8").exit_code == 0
     assert invoke("inspect", "runs/x").exit_code == 0
     assert [(name, [str(arg) for arg in args], kwargs) for name, args, kwargs in pipeline.made] == [
-        ("resume", ["runs/x"], {"quiet": True}),
-        ("evaluate_folder", ["runs/x"], {"data": "d", "split": "test", "batch_size": 8}),
+        ("resume", ["runs/x"], {}),
+        ("evaluate_folder", ["runs/x"], {"data": "d", "split": "test", "batch_size": 8, "offline": False}),
         ("inspect_folder", ["runs/x"], {}),
     ]
 
@@ -195,17 +195,21 @@ def test_debug_shows_the_traceback(invoke, pipeline):
         (["--config", "c.yaml", "--block", "32"], "prune.blocks.shape: expected block_in x block_out"),
         (["--config", "c.yaml", "--seed", "-1"], "seed: should be greater than or equal to 0, got -1"),
         (["--model", "m"], "2 settings are wrong"),
-        (["--config", "c.yaml", "-o", "c.yaml"], "c.yaml is a file, not a folder"),
-        (["--config", "c.yaml", "-o", "full"], "full is not empty"),
-        (["--config", "c.yaml", "-o", "full", "--dry-run"], "full is not empty"),
     ],
 )
-def test_wrong_input_never_reaches_the_pipeline(invoke, pipeline, tmp_path, args, message):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "run.json").touch()
+def test_wrong_input_never_reaches_the_pipeline(invoke, pipeline, args, message):
     told = invoke("prune", *args)
     assert (told.exit_code, pipeline.made) == (2, [])
     assert message in told.stderr
+
+
+@pytest.mark.parametrize("output", ["c.yaml", "full"])
+def test_a_used_folder_is_refused(invoke, tmp_path, output):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "run.json").touch()
+    told = invoke("prune", "--config", "c.yaml", "-o", output)
+    assert told.exit_code == 2
+    assert f"hint: continue it with `mlprune resume {output}`" in told.stderr
 
 
 def test_config_check(invoke):

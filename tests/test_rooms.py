@@ -21,7 +21,6 @@ ROOMS = (
     "inference",
     "training",
     "report",
-    "evaluation",
     "pipeline",
     "cli",
 )

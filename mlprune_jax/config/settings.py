@@ -15,7 +15,7 @@ Fraction = Annotated[Real, Field(ge=0, le=1)]
 
 
 def parse_block(value: object) -> object:
-    """ "32x64" as (32, 64): block_in x block_out."""
+    """Read "32x64" as (32, 64): block_in x block_out."""
     if not isinstance(value, str):
         return value
     parts = value.lower().split("x")
@@ -58,6 +58,8 @@ class DenseStage(TrainSettings):
 class PruneStage(TrainSettings):
     """What head/row and block pruning have in common.
 
+    The defaults are the recipe that measured best here (docs/results.md); ``configs/published.yaml`` has the paper's.
+
     Attributes:
         enabled: false skips the stage.
         density: kept fraction of the DENSE encoder, by count, after this stage; unset: derived from ``prune.density``.
@@ -65,14 +67,14 @@ class PruneStage(TrainSettings):
         teacher: folder of another teacher; unset: the stage before.
         score_learning_rate, threshold_learning_rate: of scores and thresholds.
         score_init, score_scale: see `mlprune_jax.pruning.masks.init_scores`.
-        threshold_start: first logit of the kept fractions; 10 keeps everything.
+        threshold_start: first logit of the kept fractions; 5 keeps 99.3 %, 10 (published) everything.
         temperature: LEAP's sigmoid temperature of the thresholds; 1 is MLPruning.
         max_strength, min_strength, weak_strength, weak_below: the adaptive strength of the penalty.
         two_sided: also pull a density below the target back up.
-        ramp: shares of the steps between which the target falls from 1 to its value; unset: it stands at once.
+        ramp: shares of the learning steps between which the target falls from 1 to its value; null: at once.
         steer_by_count: aim the penalty at the exact count (see `counted_budget`); false: at R, as published.
         final_cut: end with the cut to the largest count not above the target.
-        recover_epochs: epochs of further training after the cut, with fixed masks.
+        recover: share of the epochs that comes after the cut and trains what is left, under a schedule of its own.
         short_schedule: what happens where thresholds cannot arrive in the steps there are: "mend" raises their
             learning rate and says so, "refuse" stops before training, "allow" trains all the same.
         freeze_embeddings: keep the embeddings as they are, as published.
@@ -83,28 +85,26 @@ class PruneStage(TrainSettings):
     start_from: str | None = None
     teacher: str | None = None
     score_learning_rate: Rate = 1e-2
-    threshold_learning_rate: Rate = 1e-2
+    threshold_learning_rate: Rate = 1e-1
     score_init: Literal["constant", "uniform", "kaiming_uniform"] = "constant"
     score_scale: Rate = 0.0
-    threshold_start: Real = 10.0
+    threshold_start: Real = 5.0
     temperature: Annotated[Real, Field(gt=0)] = 1.0
     max_strength: Rate = 20000.0
-    min_strength: Rate = 50.0
-    weak_strength: Rate = 10.0
+    min_strength: Rate = 1000.0
+    weak_strength: Rate = 1000.0
     weak_below: Rate = 3e-4
     two_sided: bool = False
-    ramp: tuple[Fraction, Fraction] | None = None
+    ramp: tuple[Fraction, Fraction] | None = (0.0, 0.6)
     steer_by_count: bool = True
     final_cut: bool = True
-    recover_epochs: Annotated[Real, Field(ge=0)] = 0.0
+    recover: Annotated[Real, Field(ge=0, lt=1)] = 0.35
     short_schedule: Literal["mend", "refuse", "allow"] = "mend"
     freeze_embeddings: bool = True
 
 
 class HeadRowStage(PruneStage):
-    """Step 1: heads and rows. ``start_from`` "pretrained" (as published) is ``model``; "dense" the dense stage."""
-
-    start_from: str | None = "pretrained"
+    """Step 1: heads and rows. ``start_from`` "pretrained" (as published) is ``model``; unset: the dense stage."""
 
 
 class BlockStage(PruneStage):

@@ -1,4 +1,4 @@
-"""The YAML of config files: YAML 1.2's plain scalars, no duplicate keys, no tags, no aliases.
+"""The YAML of config files: YAML 1.2's plain scalars, merge keys, no duplicate keys, no tags.
 
 PyYAML follows YAML 1.1, where ``lr: 3e-5`` is a string, ``no`` is a boolean, ``010`` is 8, a repeated key silently
 wins over the first and ``!!`` tags build objects. In a config each of these is a trap, so the loader has none of them.
@@ -12,10 +12,12 @@ from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
-from yaml.events import AliasEvent, CollectionStartEvent, NodeEvent, ScalarEvent
-from yaml.nodes import MappingNode, Node, ScalarNode
+from yaml.events import CollectionStartEvent, ScalarEvent
+from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 
 from mlprune_jax.errors import ConfigError
+
+MAX_VALUES = 10_000  # of one document, each alias counted as what it stands for
 
 # What a plain (unquoted) scalar means, and the characters it may start with; everything else is text.
 PLAIN_SCALARS: dict[str, tuple[re.Pattern[str], str]] = {
@@ -34,26 +36,51 @@ class ConfigLoader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: Any = {}  # noqa: RUF012 -- PyYAML's own class attribute, filled below
 
+    def get_single_node(self) -> Node | None:
+        """Refuse a document whose aliases multiply: a few lines of them can stand for billions of values."""
+        top: Any = super().get_single_node()
+        count, pending = 0, [top]
+        while pending and count <= MAX_VALUES:
+            node = pending.pop()
+            count += 1
+            if isinstance(node, MappingNode):
+                pending += [part for pair in node.value for part in pair]
+            elif isinstance(node, CollectionNode):
+                pending += node.value
+        if pending:
+            raise ConstructorError(None, None, f"stands for more than {MAX_VALUES} values", top.start_mark)
+        return top
+
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        """Refuse aliases and tags where they stand: a config needs none, and both can hide what is set."""
+        """Refuse tags where they stand."""
         event: Any = self.peek_event()
-        if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor is not None):
-            raise ConstructorError(None, None, "anchors and aliases are not supported", event.start_mark)
         if isinstance(event, ScalarEvent | CollectionStartEvent) and event.tag is not None:
             raise ConstructorError(None, None, f"tags are not supported, got {event.tag!r}", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a dict whose keys are text exactly as written, each given once."""
-        mapping: dict[Hashable, Any] = {}
+        """Build a dict whose keys are text exactly as written, each given once; ``<<`` fills in what is not given."""
+        given: dict[Hashable, Any] = {}
+        merged: dict[Hashable, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode):
                 raise ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
             key = key_node.value
-            if key in mapping:
+            if key == "<<" and key_node.style is None:
+                merged |= self._merged(value_node)
+                continue
+            if key in given:
                 raise ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            mapping[key] = self.construct_object(value_node, deep=deep)
-        return mapping
+            given[key] = self.construct_object(value_node, deep=deep)
+        return merged | given
+
+    def _merged(self, node: Node) -> dict[Hashable, Any]:
+        """What ``<<: *name`` or ``<<: [*first, *second]`` stands for; of several, the first wins."""
+        value = self.construct_object(node, deep=True)
+        sources = value if isinstance(value, list) else [value]
+        if not all(isinstance(source, dict) for source in sources):
+            raise ConstructorError(None, None, "<< takes a mapping or a list of them", node.start_mark)
+        return {key: item for source in reversed(sources) for key, item in source.items()}
 
 
 class ConfigDumper(yaml.SafeDumper):
@@ -88,7 +115,7 @@ def read_yaml(text: str, *, source: str) -> Any:
         ConfigError: where it is not YAML, or uses what configs do not support.
     """
     try:
-        return ConfigLoader(text).get_single_data()
+        return _unshared(ConfigLoader(text).get_single_data())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -100,6 +127,13 @@ def read_yaml(text: str, *, source: str) -> Any:
     except ValueError as error:
         # Python refuses to convert an integer of thousands of digits.
         raise ConfigError(f"{source}: {error}") from error
+
+
+def _unshared(data: Any) -> Any:
+    """A copy in which two aliases of one value are two values, so that setting one leaves the other."""
+    if isinstance(data, dict):
+        return {key: _unshared(value) for key, value in data.items()}
+    return [_unshared(item) for item in data] if isinstance(data, list) else data
 
 
 def write_yaml(data: Any) -> str:

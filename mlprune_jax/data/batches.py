@@ -32,17 +32,18 @@ class Batches:
         seed: of the order.
 
     Raises:
-        ConfigError: the buckets are not ascending, or too short.
+        ConfigError: the buckets are not ascending or too short, or the batch size is below 1.
         DataError: there are fewer examples than ``batch_size``, or they have no labels.
     """
 
     def __init__(self, encoded: Encoded, *, batch_size: int, buckets: Sequence[int], seed: int):
+        _check_batch_size(batch_size)
         if encoded.labels is None:
             raise DataError("the training examples have no labels", hint="pass a split that has labels")
-        if not 1 <= batch_size <= len(encoded):
+        if len(encoded) < batch_size:
             raise DataError(
                 f"{len(encoded)} training examples do not fill one batch of {batch_size}",
-                hint="use a smaller batch size, of at least 1, or more examples",
+                hint="use a smaller batch size or more examples",
             )
         self._encoded = encoded
         self._batch_size = batch_size
@@ -108,8 +109,7 @@ def eval_batches(encoded: Encoded, *, batch_size: int, buckets: Sequence[int]) -
     Raises:
         ConfigError: the buckets are not ascending or too short, or the batch size is below 1.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size {batch_size} is below 1", hint="use 1 or more")
+    _check_batch_size(batch_size)
     lengths, bucket_of = _sort_into_buckets(encoded, buckets)
     order = np.argsort(encoded.lengths, kind="stable")
     starts = range(0, len(encoded), batch_size)
@@ -125,6 +125,11 @@ def _eval_batch(
     batch["weights"] = np.append(np.ones(len(rows), np.float32), np.zeros(missing, np.float32))
     batch["index"] = np.append(rows, np.full(missing, -1)).astype(np.int32)
     return batch
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size {batch_size} is below 1", hint="use 1 or more")
 
 
 def _sort_into_buckets(encoded: Encoded, buckets: Sequence[int]) -> tuple[tuple[int, ...], np.ndarray]:

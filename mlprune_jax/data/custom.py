@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlprune_jax.data.tables import READERS, OnDamaged, Table, read_table
+from mlprune_jax.data.tables import READERS, OnDamaged, Table, list_folder, name_files, read_table
 from mlprune_jax.data.tasks import TEST, Examples, Task, TaskKind, to_examples
 from mlprune_jax.errors import ConfigError, DataError
 
@@ -17,7 +17,7 @@ _METRICS = {"classification": ("accuracy",), "regression": ("pearson", "spearman
 
 def load_custom(
     source: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
-    text_columns: Sequence[str],
+    text_columns: str | Sequence[str],
     label_column: str,
     labels: Sequence[str] | None = None,
     kind: TaskKind = "classification",
@@ -51,10 +51,18 @@ def load_custom(
     """
     if kind not in _METRICS:
         raise ConfigError(f"custom tasks cannot be of kind {kind!r}", hint=f"use one of {', '.join(_METRICS)}")
-    files = {s: Path(p) for s, p in source.items()} if isinstance(source, Mapping) else _find_files(Path(source))
-    columns = {s: ((), (label_column,)) if s.startswith(TEST) else ((label_column,), ()) for s in files}
+    texts = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
+    if isinstance(source, Mapping):
+        files = {split: Path(path) for split, path in source.items()}
+    else:
+        files = _find_files(Path(os.path.expanduser(source)))
     tables = {
-        split: read_table(path, [*text_columns, *columns[split][0]], optional=columns[split][1], on_damaged=on_damaged)
+        split: read_table(
+            path,
+            texts if split.startswith(TEST) else (*texts, label_column),
+            optional=(label_column,),
+            on_damaged=on_damaged,
+        )
         for split, path in files.items()
     }
     if kind == "classification" and labels is None:
@@ -63,7 +71,7 @@ def load_custom(
         name=name,
         kind=kind,
         labels=tuple(labels or ()),
-        text_columns=tuple(text_columns),
+        text_columns=texts,
         label_column=label_column,
         metrics=tuple(metrics or _METRICS[kind]),
     )
@@ -71,21 +79,19 @@ def load_custom(
 
 
 def _find_files(folder: Path) -> dict[str, Path]:
-    folder = folder.expanduser()
-    if not folder.is_dir():
-        raise DataError(f"no folder {str(folder)!r}", hint="pass a folder with train.* and dev.*, or split -> file")
+    held = list_folder(folder)
     files: dict[str, Path] = {}
     for split, stems in _STEMS.items():
-        found = [p for stem in stems for end in READERS if (p := folder / f"{stem}{end}").is_file()]
+        found = [path for path in held if path.stem in stems and path.suffix.lower() in READERS]
         if len(found) > 1:
-            names = ", ".join(p.name for p in found)
-            raise DataError(f"{folder}: several files for {split}: {names}", hint="keep one, or pass split -> file")
+            raise DataError(f"{folder}: several files for {split}: {name_files(found)}", hint="keep one of them")
         if found:
             files[split] = found[0]
         elif split != TEST:
-            held = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
             wanted = " or ".join(f"{stem}.*" for stem in stems)
-            raise DataError(f"{folder}: no {wanted}; it holds {held}", hint=f"{wanted} is one of {', '.join(READERS)}")
+            raise DataError(
+                f"{folder}: no {wanted}; it holds {name_files(held)}", hint=f"the endings are {', '.join(READERS)}"
+            )
     return files
 
 

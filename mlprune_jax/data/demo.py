@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlprune_jax.data.tasks import GLUE
-from mlprune_jax.errors import ConfigError
+from mlprune_jax.errors import ConfigError, DataError
 
 DEMO = replace(GLUE["sst2"], name="demo")  # SST-2's layout: `load_examples(DEMO, folder, split)` reads it
 
@@ -43,18 +43,26 @@ def write_demo(folder: str | os.PathLike[str], *, seed: int = 0, train_size: int
 
     Raises:
         ConfigError: a size is not from 1 to a million.
+        DataError: the folder cannot be written.
     """
     for name, size in (("train_size", train_size), ("dev_size", dev_size)):
         if not 1 <= size <= 1_000_000:
             raise ConfigError(f"{name} {size} is not from 1 to 1000000")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     rows = _sentences(train_size + dev_size, seed)
-    for name, part in (("train.tsv", rows[:train_size]), ("dev.tsv", rows[train_size:])):
-        lines = ["sentence\tlabel", *(f"{sentence}\t{label}" for sentence, label in part)]
-        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    _write_tokenizer(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_rows(folder / "train.tsv", rows[:train_size])
+        _write_rows(folder / "dev.tsv", rows[train_size:])
+        _write_tokenizer(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error}", hint="choose another folder") from None
     return folder
+
+
+def _write_rows(path: Path, rows: Sequence[tuple[str, int]]) -> None:
+    lines = ["sentence\tlabel", *(f"{sentence}\t{label}" for sentence, label in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 
 def _sentences(count: int, seed: int) -> list[tuple[str, int]]:

@@ -71,7 +71,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     Raises:
         ModelError: there is none, or it cannot be read.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     # Checked here because transformers makes up an empty vocabulary where it finds no file.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise ModelError(f"{folder}: no tokenizer.json or vocab.txt", hint="pass a folder that holds a tokenizer")

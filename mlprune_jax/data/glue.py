@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlprune_jax.data import hub
-from mlprune_jax.data.tables import OnDamaged, read_table
+from mlprune_jax.data.tables import OnDamaged, list_folder, name_files, read_table
 from mlprune_jax.data.tasks import TEST, Examples, GlueTask, normalized, to_examples
 from mlprune_jax.errors import DataError
 
@@ -42,9 +42,9 @@ def load_examples(
         DataError: nothing is found there, or the data is damaged or of another task.
     """
     task.split_names(split)
-    folder = Path(source).expanduser()
-    if folder.exists():
-        return _from_folder(task, folder, split, on_damaged)
+    folder = os.path.expanduser(source)  # unlike their twins in Path, these two never raise
+    if os.path.exists(folder):
+        return _from_folder(task, Path(folder), split, on_damaged)
     if source == "hub":
         return _from_hub(task, HUB_DATASET, split, offline)
     if isinstance(source, str) and re.fullmatch(hub.DATASET_ID, source):
@@ -83,14 +83,12 @@ def _columns(task: GlueTask, test: bool) -> tuple[tuple[str, ...], tuple[str, ..
 
 def _find_file(task: GlueTask, root: Path, name: str) -> Path:
     """The split's file in the folder itself, or in the task's own folder inside it, however that is spelled."""
-    if not root.is_dir():
-        raise DataError(f"{root} is a file, not the folder of task {task.name!r}", hint=f"pass {root.parent}")
-    inside = sorted(p for p in root.iterdir() if normalized(p.name) == normalized(task.folder) and p.is_dir())
-    found = [folder / name for folder in (root, *inside) if (folder / name).is_file()]
-    if not found:
-        held = ", ".join(sorted(p.name for p in (inside or [root])[0].iterdir())[:20]) or "nothing"
-        raise DataError(
-            f"{(inside or [root])[0]}: no {name} for task {task.name!r}; it holds {held}",
-            hint=f"put it there, or pass the folder that has {name} or {task.folder}/{name}",
-        )
-    return found[0]
+    inside = [p for p in list_folder(root) if normalized(p.name) == normalized(task.folder) and p.is_dir()]
+    for folder in (root, *inside):
+        if (folder / name).is_file():
+            return folder / name
+    looked_in = (inside or [root])[0]
+    raise DataError(
+        f"{looked_in}: no {name} for task {task.name!r}; it holds {name_files(list_folder(looked_in))}",
+        hint=f"put it there, or pass the folder that has {name} or {task.folder}/{name}",
+    )

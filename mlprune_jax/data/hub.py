@@ -185,11 +185,9 @@ def download_model(hub_id: str, *, offline: bool = False, seconds: float = 1800.
 
 
 def _cached_model(hub_id: str) -> Path | None:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
         folder = Path(hub_child.model(hub_id, cached=True))
-    except LocalEntryNotFoundError:
+    except (OSError, ValueError):  # absent, incomplete, or a name the hub would refuse
         return None
     # Caches of older hub libraries do not know what is missing after an interrupted download.
     return folder if _has_model(folder) else None

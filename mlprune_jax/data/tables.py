@@ -84,6 +84,23 @@ def read_table(
     return table
 
 
+def list_folder(folder: Path) -> list[Path]:
+    """What a folder holds, by name.
+
+    Raises:
+        DataError: it is no folder, or may not be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: cannot be read as a folder: {error}", hint="pass the path of a folder") from None
+
+
+def name_files(paths: Sequence[Path]) -> str:
+    """The names of some files, for messages."""
+    return ", ".join(path.name for path in paths[:20]) or "nothing"
+
+
 def _fill(table: Table, rows: Rows, on_damaged: OnDamaged) -> list[int]:
     """Append the rows to the table's columns; returns the lines that were skipped."""
     skipped: list[int] = []

@@ -27,6 +27,7 @@ from mlprune_jax.pipeline.stages import (
     Model,
     block_stage,
     head_row_stage,
+    learning_steps,
     num_steps,
     score,
     stage_seed,
@@ -146,7 +147,7 @@ class _Run:
         if stage.enabled:
             tiles = self.config.prune.blocks.shape if self.config.prune.blocks.enabled else None
             cost = HeadRowCost(self.start.config, find_groups(self.start.config, (HEAD, ROW)), tiles)
-            steps = num_steps(self.context, stage, stage.epochs)
+            steps = learning_steps(self.context, stage)
             threshold_rate(stage, cost, self.config.prune.head_row_density, steps)
 
     def plan(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -159,7 +160,7 @@ def head_row_stage(context: Context, student: Model, teacher: Model | None) -> H
         return Model(config, params)
 
     model, unrounded = cut(cost.round_up(kept)), cut(kept)
-    if settings.recover_epochs:
+    if settings.recover:
         model = unrounded = _recover(context, "heads_rows.recover", settings, model, teacher, None)
     return HeadRowResult(learned, model, unrounded)
 
@@ -171,7 +172,7 @@ def block_stage(context: Context, student: Model, teacher: Model | None) -> Bloc
     learned, kept = _learn(context, "blocks", settings, student, teacher, cost, context.config.prune.density)
     masks = jax.device_get(masks_keeping(cost.groups, learned.scores, kept))
     model = Model(student.config, apply_masks(learned.params, masks))
-    if settings.recover_epochs:
+    if settings.recover:
         model = _recover(context, "blocks.recover", settings, model, teacher, masks)
     return BlockResult(learned, model, masks)
 
@@ -183,7 +184,7 @@ def _recover(
         context,
         stage,
         settings,
-        settings.recover_epochs,
+        settings.recover * settings.epochs,
         model,
         teacher=teacher,
         masks=masks,
@@ -201,7 +202,7 @@ def _learn(
     target: float,
 ) -> tuple[Learned, dict[str, int]]:
     """Train weights, scores and thresholds together; return them and the units to keep."""
-    steps = num_steps(context, settings, settings.epochs)
+    steps = learning_steps(context, settings)
     rate = threshold_rate(settings, cost, target, steps)
     if settings.steer_by_count:
         budget, aim = counted_budget(cost, temperature=settings.temperature), target
@@ -287,6 +288,11 @@ def _train(
     trained = jax.device_get(state.trained)
     _log.info("%s: %d steps in %.1f s", stage, steps, time.perf_counter() - started)
     return trained
+
+
+def learning_steps(context: Context, settings: PruneStage) -> int:
+    """Steps of a pruning stage before its cut."""
+    return num_steps(context, settings, settings.epochs * (1 - settings.recover))
 
 
 def num_steps(context: Context, settings: TrainSettings, epochs: float) -> int:

@@ -18,7 +18,7 @@ def print_result(result: Mapping[str, Any]) -> None:
     """Print single values as ``name  value`` lines and each list of records as a table, on standard output.
 
     Args:
-        result: nested dicts of plain data; a list of dicts becomes a table with their keys as columns.
+        result: nested dicts of plain data; a list of dicts becomes a table of numbered rows, with their keys as columns.
     """
     on_terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if on_terminal else PLAIN_WIDTH)
@@ -29,7 +29,8 @@ def print_result(result: Mapping[str, Any]) -> None:
         console.print(_table(facts, framed=False))
     for name, records in tables.items():
         console.print(f"\n{name}", markup=False)
-        console.print(_table(records, framed=on_terminal))
+        numbered = [{"": number, **dict(_flatten(record))} for number, record in enumerate(records)]
+        console.print(_table(numbered, framed=on_terminal))
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -36,7 +36,10 @@ VALUES = {
 REFUSED = {
     "a: 1\na: 2": "line 2, column 1: key 'a' is given twice",
     "a: {b: 1, b: 2}": "key 'b' is given twice",
-    "a: &x 1\nb: *x": "anchors and aliases are not supported",
+    "a: {<<: 1}": "<< takes a mapping",
+    "a: &x [*x]": "stands for more than",
+    "a: *x": "undefined alias",
+    "\n".join(["x0: &x0 [1]", *(f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}]" for i in range(1, 40))]): "stands for more than",
     "!!python/object/apply:os.system ['true']": "tags are not supported",
     "a: !!str 1": "tags are not supported",
     "[a]: 1": "a key must be plain text",
@@ -65,6 +68,15 @@ def test_refused(text, message):
         read_yaml(text, source="test")
     assert message in caught.value.message
     assert len(caught.value.message) < 400
+
+
+def test_merge_fills_in_what_is_not_given():
+    text = "a: &a {x: 1, y: [1]}\nb: &b {y: 2, z: 3}\nc: {x: 0, <<: *a}\nd: {<<: [*a, *b]}\ne: {'<<': *b}"
+    read = read_yaml(text, source="test")
+    assert read["c"] == {"x": 0, "y": [1]}
+    assert read["d"] == {"x": 1, "y": [1], "z": 3}
+    assert read["e"] == {"<<": {"y": 2, "z": 3}}
+    assert read["a"]["y"] is not read["c"]["y"]
 
 
 def test_keys_are_text_as_written():

@@ -8,7 +8,7 @@ import pytest
 from mlprune_jax.data.demo import DEMO, VOCABULARY, write_demo
 from mlprune_jax.data.encode import encode, load_tokenizer
 from mlprune_jax.data.glue import load_examples
-from mlprune_jax.errors import ConfigError
+from mlprune_jax.errors import ConfigError, DataError
 
 # A promise: stored figures of the demo name a seed.
 FIRST_ROWS = [
@@ -53,6 +53,7 @@ def test_words_without_their_order_do_not_give_the_label_away(folder):
         return np.array([[text.split().count(word) for word in VOCABULARY] for text in examples.texts[0]], float)
 
     # Least squares on word counts; 0.75 is far above it and far below the 0.99 of a small transformer.
+    assert train.labels is not None
     weights, *_ = np.linalg.lstsq(counts(train), np.where(train.labels, 1.0, -1.0), rcond=None)
     assert ((counts(dev) @ weights > 0) == dev.labels).mean() < 0.75
 
@@ -68,3 +69,9 @@ def test_the_tokenizer_reads_the_vocabulary(folder):
 def test_sizes_that_make_no_task(tmp_path):
     with pytest.raises(ConfigError, match="dev_size 0"):
         write_demo(tmp_path, dev_size=0)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        write_demo(tmp_path / "file", train_size=1, dev_size=1)

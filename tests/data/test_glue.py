@@ -101,13 +101,15 @@ def test_what_is_missing_is_named(folder):
         load_examples(GLUE["rte"], folder, "dev")
     with pytest.raises(DataError, match=r"no train.tsv for task 'qnli'; it holds Co_LA, rte"):
         load_examples(GLUE["qnli"], folder, "train")
-    with pytest.raises(DataError, match="is a file"):
+    with pytest.raises(DataError, match="cannot be read as a folder"):
         load_examples(GLUE["rte"], folder / "rte" / "train.tsv", "train")
     with pytest.raises(ConfigError, match="no split 'validation'"):
         load_examples(GLUE["rte"], folder, "validation")
 
 
-@pytest.mark.parametrize("source", ["./glue", "/glue", "~/none/glue", "a/b/c", "..", "none", "", "nyu-mll/"])
+@pytest.mark.parametrize(
+    "source", ["./glue", "/glue", "~/none/glue", "~nobody/x", "x" * 300, "nul\0", "a/b/c", "..", "none", "", "nyu-mll/"]
+)
 def test_what_is_no_hub_id_never_goes_to_the_hub(monkeypatch, tmp_path, source):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "download_dataset", lambda *_, **__: pytest.fail("asked the hub"))

@@ -132,16 +132,17 @@ def test_offline(monkeypatch, value, flag, off):
     assert hub.offline(True)
 
 
-@pytest.mark.parametrize("silent", [True, False])
-def test_without_a_hub_both_downloads_fail_fast_and_say_what_to_do(monkeypatch, closed_port, silent):
-    with listening() as port:
-        address = f"http://127.0.0.1:{port if silent else closed_port}"
+def test_without_a_hub_a_download_fails_fast_and_says_what_to_do(monkeypatch, closed_port):
+    with listening() as silent:
+        address = f"http://127.0.0.1:{silent}"
         monkeypatch.setenv("HF_ENDPOINT", address)
         with within(4), pytest.raises(DataError, match=f"nor in the cache.*{address} did not answer") as caught:
             hub.download_dataset("nyu-mll/glue", "rte", "train")
-        assert "local folder" in str(caught.value)
-        with within(4), pytest.raises(ModelError, match=f"complete in the hub's cache, and {address}"):
-            hub.download_model("org/name")
+    assert "local folder" in str(caught.value)
+    address = f"http://127.0.0.1:{closed_port}"
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with within(2), pytest.raises(ModelError, match=f"complete in the hub's cache, and {address} did not answer"):
+        hub.download_model("org/name")
 
 
 def test_offline_asks_nobody(monkeypatch):
@@ -153,7 +154,7 @@ def test_offline_asks_nobody(monkeypatch):
         hub.download_model("org/name")
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b/c", "", "/etc", "a/../b", "a b"])
+@pytest.mark.parametrize("name", ["../x", "a/b/c", "", "/etc", "a/../b", "a b", "a\n"])
 def test_what_is_no_name_on_the_hub(name):
     with pytest.raises(ModelError, match="not a name on the hub"):
         hub.download_model(name)

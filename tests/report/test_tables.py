@@ -1,6 +1,6 @@
 from mlprune_jax.report.tables import print_result
 
-LAYERS = [{"layer": 0, "heads": [6, 12], "density": 0.51239}, {"layer": 1, "heads": None, "density": 1.0}]
+LAYERS = [{"heads": [6, 12], "blocks": {"density": 0.51239}}, {"heads": None, "blocks": {"density": 1.0}}]
 RESULT = {"model": "[red]runs/x[/red]", "metric": {"accuracy": 0.95}, "layers": LAYERS}
 
 
@@ -15,7 +15,7 @@ def test_values_then_a_table(capsys):
         ["metric.accuracy", "0.95"],
         [],
         ["layers"],
-        ["layer", "heads", "density"],
+        ["heads", "blocks.density"],
         ["0", "6", "12", "0.5124"],
         ["1", "-", "1"],
     ]
