@@ -67,9 +67,8 @@ def demo(
     def work() -> dict[str, Any]:
         from mlprune_jax.config.loading import packaged_config
 
-        path = packaged_config("demo")
-        config = _load(path, _as_overrides({"seed": seed}, overrides))
-        return _start(config, path, output or _next_free(Path("runs/demo")), dry_run=dry_run)
+        config = _load(packaged_config("demo"), _as_overrides({"seed": seed}, overrides))
+        return _start(config, output or _next_free(Path("runs/demo")), dry_run=dry_run, quiet=quiet)
 
     _perform(work, Switches(as_json, quiet, offline=True, debug=debug))
 
@@ -107,7 +106,7 @@ def prune(
         }
         settings = _load(config, _as_overrides(options, overrides))
         workdir = output or _next_free(Path("runs") / f"{settings.task}-{settings.prune.density:g}")
-        return _start(settings, config, workdir, dry_run=dry_run)
+        return _start(settings, workdir, dry_run=dry_run, quiet=quiet)
 
     _perform(work, Switches(as_json, quiet, offline, debug))
 
@@ -125,7 +124,7 @@ def resume(
     def work() -> dict[str, Any]:
         from mlprune_jax import pipeline
 
-        return pipeline.resume(workdir)
+        return pipeline.resume(workdir, quiet=quiet)
 
     _perform(work, Switches(as_json, quiet, offline, debug))
 
@@ -226,13 +225,12 @@ def _next_free(folder: Path) -> Path:
     return free
 
 
-def _start(config: RunConfig, path: Path | None, workdir: Path, *, dry_run: bool) -> dict[str, Any]:
+def _start(config: RunConfig, workdir: Path, *, dry_run: bool, quiet: bool) -> dict[str, Any]:
     from mlprune_jax import pipeline
 
     if dry_run:
         return {"workdir": str(workdir), **pipeline.plan(config)}
-    command = shlex.join(["mlprune", *sys.argv[1:]])
-    return pipeline.run(config, workdir, command=command, source=path and path.read_text(encoding="utf-8"))
+    return pipeline.run(config, workdir, command=shlex.join(["mlprune", *sys.argv[1:]]), quiet=quiet)
 
 
 def _perform(work: Callable[[], dict[str, Any]], switches: Switches) -> None:

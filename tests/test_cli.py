@@ -80,7 +80,7 @@ def test_prune_passes_the_config_on(invoke, pipeline, tmp_path):
     ((name, (config, workdir), kwargs),) = pipeline.made
     assert (name, str(workdir)) == ("run", "out")
     assert (config.model, config.prune.density, config.seed, config.offline) == ("some/bert", 0.4, 7, False)
-    assert kwargs == {"command": "mlprune prune 'a b'", "source": CONFIG}
+    assert kwargs == {"command": "mlprune prune 'a b'", "quiet": True}
 
 
 def test_prune_without_a_file(invoke, pipeline):
@@ -122,7 +122,7 @@ def test_resume_eval_inspect_delegate(invoke, pipeline):
     assert invoke("eval", "runs/x", "--data", "d", "--split", "test", "--batch-size", "8").exit_code == 0
     assert invoke("inspect", "runs/x").exit_code == 0
     assert [(name, [str(arg) for arg in args], kwargs) for name, args, kwargs in pipeline.made] == [
-        ("resume", ["runs/x"], {}),
+        ("resume", ["runs/x"], {"quiet": True}),
         ("evaluate_folder", ["runs/x"], {"data": "d", "split": "test", "batch_size": 8, "offline": False}),
         ("inspect_folder", ["runs/x"], {}),
     ]

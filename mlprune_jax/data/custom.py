@@ -106,5 +106,5 @@ def _infer_labels(train: Table | None, column: str) -> list[str]:
             f"{train.path}: column {column!r} holds a different label in each of its {len(train)} rows",
             hint="name another column, or set the kind to 'regression'",
         )
-    whole = all(re.fullmatch(r"[+-]?\d+", label) for label in labels)
+    whole = all(re.fullmatch(r"[+-]?\d{1,18}", label) for label in labels)
     return sorted(labels, key=int) if whole else labels

@@ -79,7 +79,8 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*B D_in"]) -> Float[Array, "*B D_out"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return (product(x, kernel, self.dtype) + bias).astype(self.dtype)
+        y: Array = product(x, jnp.asarray(kernel), self.dtype)  # stored parameters may be numpy's
+        return (y + bias).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -263,7 +264,8 @@ class Bert(nn.Module):
             attention_mask: 1 for real tokens, 0 for padding, [B, L].
             token_type_ids: segment ids, [B, L].
             train: draw dropout from the ``dropout`` rng.
-            hidden, attention: also return all hidden states, all attention probabilities.
+            hidden: also return all hidden states.
+            attention: also return all attention probabilities.
 
         Raises:
             ValueError: where L is above ``max_position_embeddings`` (its embedding would be out of range).

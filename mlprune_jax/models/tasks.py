@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -11,8 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.models.bert import Bert, Dense, Dropout, Encoded
-
-Kind = Literal["classification", "regression", "span"]
+from mlprune_jax.models.names import Kind
 
 
 class Outputs(NamedTuple):
@@ -70,6 +69,12 @@ def init_params(model: TaskModel, seed: int) -> dict[str, Any]:
     return jax.jit(model.init)(jax.random.key(seed), tokens, tokens, tokens)["params"]
 
 
-def predict_logits(model: TaskModel, params: Any, batch: dict[str, Array]) -> Float[Array, "B *out"]:
+def run_model(model: TaskModel, params: Any, batch: dict[str, Any], **options: Any) -> Outputs:
+    """Apply a model to a batch of `mlprune_jax.data.batches`; ``options`` are those of `TaskModel.__call__`."""
+    inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+    return cast(Outputs, model.apply({"params": params}, *inputs, **options))
+
+
+def predict_logits(model: TaskModel, params: Any, batch: dict[str, Any]) -> Float[Array, "B *out"]:
     """The logits of a batch without dropout: the pure forward that evaluation and serving jit."""
-    return model.apply({"params": params}, batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]).logits
+    return run_model(model, params, batch).logits

@@ -1,6 +1,6 @@
 """A run's folder: what lies where, written so that nothing half-done looks finished.
 
-``config.yaml``, ``config.resolved.yaml``, ``run.json``, ``metrics.jsonl``, ``stages/<name>/`` (a model folder, the
+``config.resolved.yaml``, ``run.json``, ``metrics.jsonl``, ``stages/<name>/`` (a model folder, the
 learned state, and last of all ``stage.json``), ``final/``, ``summary.json``.
 """
 
@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +36,7 @@ class RunFolder:
         self.summary = root / "summary.json"
         self.resolved = root / "config.resolved.yaml"
 
-    def create(self, config: RunConfig, source: str | None, command: str) -> None:
+    def create(self, config: RunConfig, command: str) -> None:
         """Start a folder.
 
         Raises:
@@ -49,7 +48,6 @@ class RunFolder:
                 hint=f"continue it with `mlprune resume {self.root}`, or choose another folder with -o",
             )
         self.root.mkdir(parents=True, exist_ok=True)
-        write_text(self.root / "config.yaml", source if source is not None else dump_config(config))
         write_text(self.resolved, dump_config(config))
         names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "mlprune_jax")
         self.describe(
@@ -144,8 +142,3 @@ def _version(name: str) -> str:
         return version(name)
     except ModuleNotFoundError:
         return "not installed"
-
-
-def command_line() -> str:
-    """The command that started this process, for ``run.json``."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.models.pretrained import load_pretrained, resolve_model, save_pretrained
 from mlprune_jax.models.tasks import init_params
-from mlprune_jax.pipeline.folder import RunFolder, load_masks, save_masks, write_json
+from mlprune_jax.pipeline.folder import RunFolder, load_masks, read_json, save_masks, write_json
 from mlprune_jax.pipeline.source import encode_split, load_splits, tokenizer_files
 from mlprune_jax.pipeline.stages import (
     Context,
@@ -36,20 +37,21 @@ from mlprune_jax.pipeline.stages import (
 from mlprune_jax.pipeline.summary import describe_model, summarize
 from mlprune_jax.pruning.density import HeadRowCost, dense_size
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups, format_block
+from mlprune_jax.report.progress import progress_display
 from mlprune_jax.training.arrival import threshold_rate
 from mlprune_jax.training.checkpoint import save_state
 
 _log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, workdir: Path, *, command: str = "", source: str | None = None) -> dict[str, Any]:
+def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = False) -> dict[str, Any]:
     """Run every stage of ``config`` into a new folder.
 
     Args:
         config: validated settings.
         workdir: made; must not exist or be empty.
         command: how the run was started, for ``run.json``.
-        source: the config file's own text, kept as ``config.yaml``.
+        quiet: show no progress.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -58,15 +60,17 @@ def run(config: RunConfig, workdir: Path, *, command: str = "", source: str | No
         MLPruneError: bad input, before anything is trained wherever it can be seen there.
     """
     folder = RunFolder(workdir)
-    if workdir.exists() and any(workdir.iterdir() if workdir.is_dir() else [workdir]):
-        folder.create(config, source, command)  # refuses
-    run_ = _Run(config, folder) if config.model != "demo" else None
-    folder.create(config, source, command)
-    return (run_ or _Run(config, folder)).finish()
+    folder.create(config, command)
+    try:
+        checked = _Run(config, folder, quiet=quiet)
+    except BaseException:
+        shutil.rmtree(workdir)  # nothing was trained: leave no folder that looks like a run
+        raise
+    return checked.finish()
 
 
-def resume(workdir: Path) -> dict[str, Any]:
-    """Continue a run after its last finished stage.
+def resume(workdir: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Continue a run after its last finished stage; a finished run gives its summary again.
 
     Raises:
         DataError: the folder holds no run.
@@ -74,14 +78,15 @@ def resume(workdir: Path) -> dict[str, Any]:
     folder = RunFolder(workdir)
     if not folder.resolved.is_file():
         raise DataError(f"{workdir} holds no run", hint="start one with `mlprune prune`")
-    return _Run(load_config(RunConfig, folder.resolved), folder).finish()
+    if folder.summary.is_file():
+        return read_json(folder.summary)
+    return _Run(load_config(RunConfig, folder.resolved), folder, quiet=quiet).finish()
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
     """What a run would do, with everything resolved and checked and nothing trained or written."""
-    if config.model == "demo":
-        return {"stages": _stage_names(config), "density": config.prune.density}
-    return _Run(config, RunFolder(Path("."))).plan()
+    with TemporaryDirectory() as scratch:
+        return _Run(config, RunFolder(Path(scratch)), quiet=True).plan()
 
 
 def _stage_names(config: RunConfig) -> list[str]:
@@ -92,8 +97,15 @@ def _stage_names(config: RunConfig) -> list[str]:
 class _Run:
     """A run's data and starting model, loaded and checked; then its stages, one after the other."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder):
+    def __init__(self, config: RunConfig, folder: RunFolder, *, quiet: bool):
         self.config, self.folder = config, folder
+        show = progress_display(quiet)
+
+        def log(entry: dict[str, Any]) -> None:
+            folder.log(entry)
+            show(entry)
+
+        self.log = log
         if not _stage_names(config):
             raise ConfigError("every stage is disabled: nothing to do", hint="enable dense, heads_rows or blocks")
         if config.model == "demo":
@@ -111,13 +123,13 @@ class _Run:
         train, dev = (
             encode_split(examples[s], tokenizer, config, self.start.config.vocab_size) for s in ("train", "dev")
         )
-        self.context = Context(config, self.task, self.num_labels, train, dev, folder.log)
+        self.context = Context(config, self.task, self.num_labels, train, dev, self.log)
         self._check_schedules()
 
     def _starting_model(self) -> tuple[Model, bool]:
         if self.config.geometry is not None:
             geometry = self.config.geometry.model_copy(update={"vocab_size": len(load_tokenizer(self.base))})
-            context = Context(self.config, self.task, self.num_labels, None, None, self.folder.log)  # type: ignore[arg-type]
+            context = Context(self.config, self.task, self.num_labels, None, None, self.log)  # type: ignore[arg-type]
             params = init_params(context.module(geometry), stage_seed(self.config.seed, "init"))
             return Model(geometry, jax.device_get(params)), True
         return self._load(self.base)
@@ -210,11 +222,12 @@ class _Run:
         if report is None:
             started = time.perf_counter()
             model = work(path)
-            report = score(self.context, model) | {"seconds": round(time.perf_counter() - started, 1)}
+            report = {**score(self.context, model), "seconds": round(time.perf_counter() - started, 1)}
             report |= describe_model(model.config, load_masks(path))
             write_json(path / "stage.json", report)
             metric = self.task.metrics[0]
-            _log.info("%s: %s %.4f, density %.4f", name, metric, report[metric], report["density"]["encoder"])
+            kept = report["encoder_parameters"]["kept"] / report["encoder_parameters"]["dense"]
+            _log.info("%s: %s %.4f, density %.4f", name, metric, report[metric], kept)
         else:
             _log.info("%s: finished before", name)
         reports[name] = report

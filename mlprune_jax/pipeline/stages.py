@@ -7,7 +7,6 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -111,7 +110,7 @@ def stage_seed(seed: int, stage: str) -> int:
     return zlib.crc32(f"{seed}/{stage}".encode()) & 0x7FFFFFFF
 
 
-def score(context: Context, model: Model) -> dict[str, float]:
+def score(context: Context, model: Model) -> dict[str, Any]:
     """Metrics and loss on the dev split."""
     batches = eval_batches(context.dev, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
     forward = make_forward(context.module(model.config))

@@ -71,7 +71,7 @@ def summarize(
     task: Task,
     model: Model,
     masks: dict[str, Any] | None,
-    metrics: dict[str, float],
+    metrics: dict[str, Any],
     stages: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """The content of ``summary.json``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, exp, gcd, lcm
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mlprune_jax.config.geometry import LayerShape, ModelConfig
+from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.pruning.binarize import kept_units
 from mlprune_jax.pruning.granularity import BlockShape, Group, matrix_shapes
@@ -29,7 +30,7 @@ Budget = Callable[[Thresholds], Float[Array, ""]]
 
 def encoder_size(config: ModelConfig, *, biases: bool = True) -> int:
     """Parameters of the encoder that ``config`` describes; without ``biases``, its linear kernels alone."""
-    return sum(layer_cost(config, shape, ("",) * 4, {}, biases=biases) for shape in config.layer_shapes)
+    return head_row_cost(config, {}, biases=biases)
 
 
 def dense_size(config: ModelConfig, *, biases: bool = True) -> int:
@@ -37,31 +38,32 @@ def dense_size(config: ModelConfig, *, biases: bool = True) -> int:
     return encoder_size(config.model_copy(update={"layers": ()}), biases=biases)
 
 
-def layer_cost(
-    config: ModelConfig, shape: LayerShape, names: tuple[str, str, str, str], fractions: Fractions, *, biases: bool
-) -> Number:
-    """Weights of one layer that keeps ``fractions`` of its heads, O rows, FFN units and FC2 rows.
+def head_row_cost(config: ModelConfig, fractions: Fractions, *, biases: bool) -> Number:
+    """Encoder weights when head and row groups keep ``fractions`` of their units (everything, where none is given)."""
+    layers = enumerate(_layer_sizes(config))
+    return sum(_layer_cost(i, sizes, fractions, biases=biases) for i, sizes in layers)
 
-    Coupling is in the products: a removed head also removes inputs of O, a removed FFN unit inputs of FC2.
+
+@lru_cache(maxsize=64)
+def _layer_sizes(config: ModelConfig) -> tuple[tuple[int, ...], ...]:
+    """Of each layer: hidden size, and the outputs of Q (K, V), O, FC1 and FC2."""
+    outputs = ("attention/query", "attention/output", "ffn/intermediate", "ffn/output")
+    shapes = [matrix_shapes(config, shape) for shape in config.layer_shapes]
+    return tuple((config.hidden_size, *(layer[name][1] for name in outputs)) for layer in shapes)
+
+
+def _layer_cost(index: int, sizes: tuple[int, ...], fractions: Fractions, *, biases: bool) -> Number:
+    """Weights of one layer; coupling is in the products.
+
+    A removed head also removes inputs of O, a removed FFN unit inputs of FC2.
     """
-    shapes = matrix_shapes(config, shape)
-    heads, rows, ffn, ffn_rows = (fractions.get(name, 1) for name in names)
-    d, inner = shapes["attention/query"]
-    o, f1, f2 = shapes["attention/output"][1], shapes["ffn/intermediate"][1], shapes["ffn/output"][1]
+    names = ("attention", "attention_output", "ffn", "ffn_output")
+    heads, rows, ffn, ffn_rows = (fractions.get(f"layer_{index}/{name}", 1) for name in names)
+    d, inner, o, f1, f2 = sizes
     kernels = heads * (3 * d * inner) + heads * rows * (inner * o) + ffn * (d * f1) + ffn * ffn_rows * (f1 * f2)
     if not biases:
         return kernels
     return kernels + heads * (3 * inner) + rows * o + ffn * f1 + ffn_rows * f2 + 4 * d
-
-
-def head_row_cost(config: ModelConfig, fractions: Fractions, *, biases: bool) -> Number:
-    """Encoder weights when head and row groups keep ``fractions`` of their units."""
-    layers = enumerate(config.layer_shapes)
-    return sum(layer_cost(config, s, _group_names(i), fractions, biases=biases) for i, s in layers)
-
-
-def _group_names(i: int) -> tuple[str, str, str, str]:
-    return (f"layer_{i}/attention", f"layer_{i}/attention_output", f"layer_{i}/ffn", f"layer_{i}/ffn_output")
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ class BlockCost:
 
     def budget(self, thresholds: Thresholds, temperature: float = 1.0) -> Float[Array, ""]:
         """R of step 2: expected tiles over this model's tiles."""
-        tiles = sum(jax.nn.sigmoid(thresholds[g.name] / temperature) * g.size for g in self.groups)
-        return tiles / sum(g.size for g in self.groups)
+        tiles = jnp.stack([jax.nn.sigmoid(thresholds[g.name] / temperature) * g.size for g in self.groups])
+        return tiles.sum() / sum(g.size for g in self.groups)
 
     def round_up(self, kept: Mapping[str, Number]) -> dict[str, Number]:
         """Tiles need no rounding."""
@@ -170,6 +172,19 @@ def smallest_density(cost: Cost) -> float:
     return density(cost, {g.name: 1 for g in cost.groups})
 
 
+def check_reachable(cost: Cost, target: float) -> None:
+    """Refuse a target below `smallest_density`.
+
+    Raises:
+        ConfigError: with what is the least.
+    """
+    if (least := smallest_density(cost)) > target:
+        raise ConfigError(
+            f"density {target:g} cannot be reached: one unit per group already keeps {least:.4f} of the encoder",
+            hint="raise the density, or use smaller units",
+        )
+
+
 def cut_to(cost: Cost, thresholds: Mapping[str, float], target: float, *, temperature: float = 1.0) -> dict[str, int]:
     """Units to keep in each group so that the count is the largest not above ``target``.
 
@@ -180,6 +195,7 @@ def cut_to(cost: Cost, thresholds: Mapping[str, float], target: float, *, temper
         cost: prices kept units.
         thresholds: learned logits by group.
         target: density over the dense encoder, by count.
+        temperature: of the thresholds' sigmoid.
 
     Returns:
         Kept units by group, at least one each, before rounding to tiles (`Cost.round_up`).
@@ -187,11 +203,7 @@ def cut_to(cost: Cost, thresholds: Mapping[str, float], target: float, *, temper
     Raises:
         ConfigError: the target lies below what one unit per group costs.
     """
-    if (least := smallest_density(cost)) > target:
-        raise ConfigError(
-            f"density {target:g} cannot be reached: one unit per group already keeps {least:.4f} of the encoder",
-            hint="raise the density, or use smaller units",
-        )
+    check_reachable(cost, target)
 
     def wanted(shift: float) -> dict[str, float]:
         return {g.name: _sigmoid((float(thresholds[g.name]) + shift) / temperature) * g.size for g in cost.groups}

@@ -19,11 +19,11 @@ class DensityPenaltyState(NamedTuple):
     """State of `add_density_penalty`, kept for logs and checkpoints.
 
     Attributes:
-        count: updates so far.
+        updates: updates so far.
         density, penalty, strength: budget, penalty and lambda of the last update.
     """
 
-    count: Int[Array, ""]
+    updates: Int[Array, ""]
     density: Scalar
     penalty: Scalar
     strength: Scalar
@@ -75,7 +75,10 @@ def add_density_penalty(
     Args:
         budget: differentiable cost of the thresholds, 1 = the whole model; parameters, FLOPs or latency.
         target: wanted value of the budget in (0, 1], or a schedule of it over the update count.
-        max_strength, min_strength, weak_strength, weak_below: see `adaptive_strength`.
+        max_strength: strength where everything is kept; see `adaptive_strength` for this and the next three.
+        min_strength: least strength while the penalty is at least ``weak_below``.
+        weak_strength: strength below that.
+        weak_below: penalty below which ``weak_strength`` holds.
         two_sided: also pull a budget below the target back up.
         key: where the thresholds lie in the optimised tree (a mapping); ``None``: the tree is the thresholds.
 
@@ -101,10 +104,10 @@ def add_density_penalty(
         zero = jnp.zeros((), jnp.float32)
         return DensityPenaltyState(jnp.zeros((), jnp.int32), budget(thresholds), zero, zero)
 
-    def update(updates: Any, state: DensityPenaltyState, params: Any = None) -> tuple[Any, DensityPenaltyState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, DensityPenaltyState]:
         if params is None:
             raise ValueError("add_density_penalty needs params: call update(updates, state, params)")
-        wanted = target(state.count) if callable(target) else target
+        wanted = jnp.asarray(target(state.updates) if callable(target) else target, jnp.float32)
 
         def weighted_penalty(thresholds: Any) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
             density = budget(thresholds)
@@ -116,7 +119,7 @@ def add_density_penalty(
         gradient, report = jax.grad(weighted_penalty, has_aux=True)(thresholds)
         own = updates if key is None else updates[key]
         own = jax.tree.map(lambda u, g: u + g.astype(u.dtype), own, gradient)
-        state = DensityPenaltyState(optax.safe_increment(state.count), *report)
+        state = DensityPenaltyState(jnp.asarray(optax.safe_increment(state.updates)), *report)
         return (own if key is None else {**updates, key: own}), state
 
     return optax.GradientTransformation(init, update)

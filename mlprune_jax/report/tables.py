@@ -15,34 +15,42 @@ PLAIN_WIDTH = 10_000  # no line of a file or pipe is wrapped
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Print single values as ``name  value`` lines and each list of records as a table, on standard output.
+    """Print single values as ``name  value`` lines, then a table for each collection of records.
 
     Args:
-        result: nested dicts of plain data; a list of dicts becomes a table of numbered rows, with their keys as columns.
+        result: nested dicts of plain data; a list of dicts, or a dict of several dicts, is a collection of records.
     """
     on_terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if on_terminal else PLAIN_WIDTH)
     values = dict(_flatten(result))
-    tables = {name: value for name, value in values.items() if _is_records(value)}
+    tables = {name: records for name, value in values.items() if (records := _records(value))}
     facts = [{"": name, " ": value} for name, value in values.items() if name not in tables]
     if facts:
         console.print(_table(facts, framed=False))
     for name, records in tables.items():
         console.print(f"\n{name}", markup=False)
-        numbered = [{"": number, **dict(_flatten(record))} for number, record in enumerate(records)]
-        console.print(_table(numbered, framed=on_terminal))
+        console.print(_table(records, framed=on_terminal))
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in data.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not _records(value):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
-def _is_records(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+def _records(value: Any) -> list[dict[str, Any]]:
+    """Rows of a table, each beginning with its number or name; empty where the value is no collection of records."""
+    if isinstance(value, list):
+        labelled = list(enumerate(value))
+    elif isinstance(value, Mapping) and len(value) > 1:
+        labelled = list(value.items())
+    else:
+        return []
+    if not all(isinstance(record, Mapping) for _, record in labelled):
+        return []
+    return [{"": label, **dict(_flatten(record))} for label, record in labelled]
 
 
 def _table(records: Sequence[Mapping[str, Any]], *, framed: bool) -> Table:
@@ -52,7 +60,7 @@ def _table(records: Sequence[Mapping[str, Any]], *, framed: bool) -> Table:
     )
     for name in names:
         numeric = all(isinstance(record.get(name, 0), int | float) for record in records)
-        table.add_column(name, justify="right" if numeric else "left")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for record in records:
         # Text, not str: a folder named [red] is no markup.
         table.add_row(*(Text(_cell(record.get(name))) for name in names))

@@ -6,7 +6,7 @@ import logging
 
 from mlprune_jax.config.settings import PruneStage
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.pruning.density import Cost, cut_to, density, threshold_counts
+from mlprune_jax.pruning.density import Cost, check_reachable, density, threshold_counts
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def threshold_rate(settings: PruneStage, cost: Cost, target: float, steps: int) 
     Raises:
         ConfigError: too few steps and ``short_schedule`` is "refuse", or a target that cannot be reached at all.
     """
-    cut_to(cost, {g.name: 0.0 for g in cost.groups}, target)  # refuses an unreachable target
+    check_reachable(cost, target)
     way = settings.threshold_start - target_logit(cost, target, settings.temperature)
     rate = settings.threshold_learning_rate
     if way <= rate * steps / 2 or settings.short_schedule == "allow":

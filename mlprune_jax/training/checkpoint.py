@@ -13,7 +13,7 @@ from mlprune_jax.errors import IntegrityError
 
 def save_state(folder: Path, tree: Any) -> None:
     """Write a pytree of arrays to ``folder``; the folder appears only once it is complete."""
-    ocp.save(folder.resolve(), tree, overwrite=True)
+    ocp.save(str(folder.resolve()), tree, overwrite=True)
 
 
 def load_state(folder: Path, like: Any) -> Any:
@@ -28,7 +28,7 @@ def load_state(folder: Path, like: Any) -> Any:
     """
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
     try:
-        return ocp.load(folder.resolve(), abstract)
+        return ocp.load(str(folder.resolve()), abstract)
     except Exception as error:
         # Orbax raises many unrelated classes for damage; the user needs one message.
         raise IntegrityError(

@@ -75,7 +75,8 @@ def distillation_loss(
     attention distances. A layer's attention counts only where both models have the same number of heads.
 
     Args:
-        student, teacher: outputs with hidden states and attentions, as far as their weights are not 0.
+        student: outputs with hidden states and attentions, as far as their weights are not 0.
+        teacher: the same of the teacher.
         attention_mask: 1 for real tokens.
         settings: weights, temperature and how distances are averaged.
         kind: of the task.

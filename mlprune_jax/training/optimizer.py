@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import jax.numpy as jnp
 import optax
+from jax import Array
+from jax.typing import ArrayLike
 
 from mlprune_jax.config.settings import PruneStage, TrainSettings
 from mlprune_jax.pruning.density import Budget
@@ -24,8 +28,8 @@ def ramped_target(target: float, ramp: tuple[float, float] | None, steps: int) -
         return target
     start, end = (share * steps for share in ramp)
 
-    def schedule(count: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:
-        done = jnp.clip((count - start) / max(end - start, 1.0), 0.0, 1.0)
+    def schedule(count: ArrayLike) -> Array:
+        done = jnp.clip((jnp.asarray(count) - start) / max(end - start, 1.0), 0.0, 1.0)
         return 1.0 - (1.0 - target) * (1.0 - (1.0 - done) ** 3)
 
     return schedule
@@ -56,9 +60,8 @@ def pruning_optimizer(
         weak_below=settings.weak_below,
         two_sided=settings.two_sided,
     )
-    kinds = {"params": weight_optimizer(settings, steps)} | {
-        kind: optax.adam(linear_schedule(rate, settings.warmup, steps), eps=settings.adam_epsilon)
-        for kind, rate in rates.items()
-    }
+    kinds: dict[Hashable, optax.GradientTransformation] = {"params": weight_optimizer(settings, steps)}
+    for kind, rate in rates.items():
+        kinds[kind] = optax.adam(linear_schedule(rate, settings.warmup, steps), eps=settings.adam_epsilon)
     by_kind = optax.multi_transform(kinds, {kind: kind for kind in kinds})
     return optax.chain(penalty, optax.clip_by_global_norm(settings.max_grad_norm), by_kind)

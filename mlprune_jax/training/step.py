@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from mlprune_jax.config.settings import Distillation
-from mlprune_jax.models.tasks import Outputs, TaskModel
+from mlprune_jax.models.tasks import TaskModel, run_model
 from mlprune_jax.pruning.granularity import Group
 from mlprune_jax.pruning.masks import apply_masks, compute_masks
 from mlprune_jax.pruning.regularizer import DensityPenaltyState
@@ -49,9 +50,7 @@ def make_train_step(
     wants_hidden = teacher is not None and distillation is not None and distillation.hidden_weight > 0
     wants_attention = teacher is not None and distillation is not None and distillation.attention_weight > 0
 
-    def run(module: TaskModel, params: Any, batch: Batch, **options: Any) -> Outputs:
-        inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-        return module.apply({"params": params}, *inputs, hidden=wants_hidden, attention=wants_attention, **options)
+    run = partial(run_model, hidden=wants_hidden, attention=wants_attention)
 
     def loss(trained: dict[str, Any], fixed: Fixed, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         params = apply_masks(merge(trained["params"], fixed.params), fixed.masks)
@@ -69,7 +68,7 @@ def make_train_step(
     def step(state: TrainState, fixed: Fixed, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
         (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.trained, fixed, batch, key)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)

@@ -28,6 +28,7 @@ CONFIG = ModelConfig(
     attention_probs_dropout_prob=0.0,
 )
 BLOCK = (16, 16)
+TOPK = ("scores", "threshold", "mask", "upstream", "score_grad", "threshold_grad")
 TORCH_MATRIX = {
     "attention/query": "attention.self.query",
     "attention/key": "attention.self.key",
@@ -242,12 +243,12 @@ def test_binarizer(reference):
     cases = {key.removeprefix("topk/").split(".")[0] for key in reference.files if key.startswith("topk/")}
     assert len(cases) == 35
     for case in cases:
-        get = lambda name, case=case: reference[f"topk/{case}.{name}"]
-        mask, pullback = jax.vjp(binarize, jnp.asarray(get("scores")), jnp.asarray(get("threshold")[0]))
-        np.testing.assert_array_equal(mask, get("mask"))
-        score_grad, threshold_grad = pullback(jnp.asarray(get("upstream")))
-        close(score_grad, get("score_grad"))
-        close(threshold_grad, get("threshold_grad")[0], np.abs(get("upstream") * get("mask")).sum())
+        get = {name: reference[f"topk/{case}.{name}"] for name in TOPK}
+        mask, pullback = jax.vjp(binarize, jnp.asarray(get["scores"]), jnp.asarray(get["threshold"][0]))
+        np.testing.assert_array_equal(mask, get["mask"])
+        score_grad, threshold_grad = pullback(jnp.asarray(get["upstream"]))
+        close(score_grad, get["score_grad"])
+        close(threshold_grad, get["threshold_grad"][0], np.abs(get["upstream"] * get["mask"]).sum())
 
 
 def test_penalty(reference):

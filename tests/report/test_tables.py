@@ -21,6 +21,17 @@ def test_values_then_a_table(capsys):
     ]
 
 
+def test_named_records_are_a_table(capsys):
+    print_result({"stages": {"dense": {"loss": 0.5}, "blocks": {"loss": 0.75, "density": {"linear": 0.2}}}})
+    assert [line.split() for line in lines(capsys.readouterr().out)] == [
+        [],
+        ["stages"],
+        ["loss", "density.linear"],
+        ["dense", "0.5", "-"],
+        ["blocks", "0.75", "0.2"],
+    ]
+
+
 def test_a_pipe_gets_every_value_on_its_own_line(capsys):
     print_result({"kept": list(range(1000))})
     assert len(lines(capsys.readouterr().out)) == 1

@@ -1,0 +1,35 @@
+"""Progress of a run: one live line on a terminal, plain log lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+SHOWN = ("loss", "task", "density", "strength", "tokens_per_second")
+
+
+def progress_display(quiet: bool) -> Callable[[dict[str, Any]], None]:
+    """What shows an entry of ``metrics.jsonl``; nothing where ``quiet``."""
+    if quiet:
+        return lambda entry: None
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return lambda entry: _log.info("%s", describe(entry))
+
+    def show(entry: dict[str, Any]) -> None:
+        end = "\n" if entry["step"] == entry["steps"] else "\r"
+        console.print(describe(entry).ljust(console.width - 1)[: console.width - 1], end=end, highlight=False)
+
+    return show
+
+
+def describe(entry: dict[str, Any]) -> str:
+    """One line of progress: where the stage stands and what is worth watching."""
+    left = entry["seconds"] / entry["step"] * (entry["steps"] - entry["step"])
+    values = "  ".join(f"{name} {entry[name]:.4g}" for name in SHOWN if name in entry)
+    return f"{entry['stage']} {entry['step']}/{entry['steps']}  {values}  {left:.0f} s left"

@@ -1,0 +1,98 @@
+"""The model itself: parity with torch's stored outputs, padding, heads, precision, dropout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.models.bert import Bert, Dropout, product
+from mlprune_jax.models.pretrained import load_pretrained
+from mlprune_jax.models.tasks import TaskModel, init_params
+
+CONFIG = ModelConfig(
+    vocab_size=40,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=16,
+)
+IDS = jnp.asarray(np.random.default_rng(0).integers(1, 40, (2, 9)), jnp.int32)
+
+
+def apply(model, params, ids=IDS, mask=None, **options):
+    mask = jnp.ones_like(ids) if mask is None else mask
+    return model.apply({"params": params}, ids, mask, jnp.zeros_like(ids), **options)
+
+
+def test_minilm_equals_torch(shared):
+    stored = np.load(shared / "reference" / "minilm_torch.npz")
+    loaded = load_pretrained(shared / "models" / "minilm-l6-h384", num_labels=2, kind="classification")
+    inputs = [jnp.asarray(stored[k], jnp.int32) for k in ("input_ids", "attention_mask", "token_type_ids")]
+    with jax.default_matmul_precision("highest"):
+        out = Bert(loaded.config).apply({"params": loaded.params["bert"]}, *inputs, hidden=True)
+    wanted = {"last_hidden_state": out.last, "pooler_output": out.pooled, "layer3": out.hidden_states[3]}
+    for name, value in wanted.items():
+        assert np.abs(np.asarray(value) - stored[name]).max() <= 1e-4
+
+
+def test_padding_changes_nothing():
+    model = TaskModel(CONFIG, "classification", 3)
+    params = init_params(model, 0)
+    padded = jnp.pad(IDS, ((0, 0), (0, 5)))
+    mask = jnp.pad(jnp.ones_like(IDS), ((0, 0), (0, 5)))
+    np.testing.assert_allclose(apply(model, params, padded, mask).logits, apply(model, params).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "shape"), [("classification", 3, (2, 3)), ("regression", 1, (2, 1)), ("span", 2, (2, 9, 2))]
+)
+def test_heads(kind, labels, shape):
+    model = TaskModel(CONFIG, kind, labels)
+    out = apply(model, init_params(model, 0), hidden=True, attention=True)
+    assert out.logits.shape == shape
+    assert len(out.encoded.hidden_states) == 3
+    assert [a.shape for a in out.encoded.attentions] == [(2, 4, 9, 9)] * 2
+    assert (out.encoded.pooled is None) == (kind == "span")
+
+
+def test_bfloat16_stays_near_float32():
+    params = init_params(TaskModel(CONFIG, "classification", 3), 0)
+    full = apply(TaskModel(CONFIG, "classification", 3), params, hidden=True)
+    half = apply(TaskModel(CONFIG, "classification", 3, jnp.bfloat16), params, hidden=True)
+    assert half.encoded.last.dtype == jnp.bfloat16
+    assert half.logits.dtype == jnp.float32
+    # Hidden states are normalised (size 1), bfloat16 has 8 bits: a few roundings of 2**-8.
+    np.testing.assert_allclose(half.encoded.last.astype(jnp.float32), full.encoded.last, atol=16 * 2**-8)
+
+
+def test_product_gradients_are_those_of_matmul():
+    x, w = jax.random.normal(jax.random.key(0), (3, 5, 8)), jax.random.normal(jax.random.key(1), (8, 4))
+    ours = jax.grad(lambda x, w: jnp.sin(product(x, w, jnp.float32)).sum(), (0, 1))(x, w)
+    plain = jax.grad(lambda x, w: jnp.sin(x @ w).sum(), (0, 1))(x, w)
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_keeps_the_mean_and_drops_its_rate():
+    x = jnp.ones((64, 103))
+    y = Dropout(0.1).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+    assert float((y == 0).mean()) == pytest.approx(26 / 256, abs=0.02)
+    assert float(y.max()) == pytest.approx(256 / 230)
+    assert (Dropout(0.1).apply({}, x, train=False) == x).all()
+
+
+def test_erf_and_tanh_gelu_differ_slightly():
+    params = init_params(TaskModel(CONFIG, "classification", 3), 0)
+    erf = apply(TaskModel(CONFIG, "classification", 3), params, hidden=True).encoded.last
+    tanh = apply(
+        TaskModel(CONFIG.model_copy(update={"hidden_act": "gelu_new"}), "classification", 3), params
+    ).encoded.last
+    assert 0 < float(jnp.abs(erf - tanh).max()) < 1e-2
+
+
+def test_too_many_tokens_are_refused():
+    model = TaskModel(CONFIG, "classification", 3)
+    with pytest.raises(ValueError, match="17 tokens for 16 position"):
+        apply(model, init_params(model, 0), jnp.ones((1, 17), jnp.int32))

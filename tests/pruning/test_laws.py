@@ -1,0 +1,223 @@
+"""The laws of masks, counts and removal: masked = shrunk, counts exact, the cut maximal."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.models.tasks import TaskModel, init_params
+from mlprune_jax.pruning.binarize import binarize, kept_units, top_k_mask
+from mlprune_jax.pruning.density import (
+    BlockCost,
+    HeadRowCost,
+    counted_budget,
+    cut_to,
+    dense_size,
+    density,
+    encoder_size,
+    smallest_density,
+    threshold_counts,
+)
+from mlprune_jax.pruning.granularity import HEAD, ROW, Granularity, block, find_groups
+from mlprune_jax.pruning.masks import (
+    apply_masks,
+    as_bool,
+    compute_masks,
+    count_kept,
+    init_scores,
+    init_thresholds,
+    masks_keeping,
+)
+from mlprune_jax.pruning.shrink import shrink
+
+CONFIG = ModelConfig(
+    vocab_size=40,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=16,
+)
+HEAD_ROW = find_groups(CONFIG, (HEAD, ROW))
+FULL = {g.name: g.size for g in HEAD_ROW}
+IDS = jnp.asarray(np.random.default_rng(0).integers(1, 40, (2, 9)), jnp.int32)
+ATTENTION = jnp.ones_like(IDS).at[1, 6:].set(0)
+
+
+@pytest.fixture(scope="module")
+def params():
+    fresh = init_params(TaskModel(CONFIG, "classification", 3), 0)
+    # Fresh biases and norms are trivial; random ones show a forgotten cut.
+    leaves, tree = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten([leaf + 0.3 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return init_scores(HEAD_ROW, "uniform", seed=3, scale=1.0)
+
+
+def logits(config, params):
+    model = TaskModel(config, "classification", 3)
+    return model.apply({"params": params}, IDS, ATTENTION, jnp.zeros_like(IDS)).logits
+
+
+CASES = {
+    "everything kept": FULL,
+    "one unit of each": dict.fromkeys(FULL, 1),
+    "one head left in a layer": {**FULL, "layer_0/attention": 1},
+    "rows of O and FC2": {**FULL, "layer_0/attention_output": 7, "layer_1/ffn_output": 1},
+    "some of everything": {name: max(1, size * 2 // 3) for name, size in FULL.items()},
+}
+
+
+@pytest.mark.parametrize("kept", CASES.values(), ids=CASES.keys())
+def test_masked_equals_shrunk(params, scores, kept):
+    masks = masks_keeping(HEAD_ROW, scores, kept)
+    smaller, config = shrink(params, masks, CONFIG)
+    np.testing.assert_allclose(logits(config, smaller), logits(CONFIG, apply_masks(params, masks)), atol=1e-5, rtol=0)
+    assert encoder_size(config) == HeadRowCost(CONFIG, HEAD_ROW).count(kept)
+    assert encoder_size(config) == sum(x.size for x in jax.tree.leaves(smaller["bert"]["encoder"]))
+
+
+def test_shrinking_twice_keeps_ids_of_the_dense_model(params, scores):
+    first = masks_keeping(HEAD_ROW, scores, {**FULL, "layer_0/ffn": 20})
+    smaller, config = shrink(params, first, CONFIG)
+    groups = find_groups(config, (HEAD, ROW))
+    again = masks_keeping(groups, init_scores(groups), {g.name: g.size for g in groups} | {"layer_0/ffn": 5})
+    _, twice = shrink(smaller, again, config)
+    assert twice.layers[0].ffn == config.layers[0].ffn[:5]
+
+
+def test_shrink_refuses_masks_that_do_not_fit(params):
+    masks = masks_keeping(HEAD_ROW, init_scores(HEAD_ROW), FULL)
+    masks["bert"]["encoder"]["layer_1"]["ffn"]["output"]["bias"] = np.zeros(32, bool)
+    with pytest.raises(ConfigError, match="layer 1: the mask of ffn_output"):
+        shrink(params, masks, CONFIG)
+
+
+@given(st.integers(1, 40), st.floats(-12, 12), st.integers(0, 3), st.booleans())
+@settings(max_examples=40)
+def test_top_k_keeps_the_highest_and_the_lower_index(n, threshold, seed, ties):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 3, n).astype(np.float32) if ties else rng.normal(size=n).astype(np.float32)
+    kept = int(kept_units(jnp.float32(threshold), n))
+    mask = np.asarray(top_k_mask(jnp.asarray(values), jnp.int32(kept)))
+    order = sorted(range(n), key=lambda i: (-values[i], i))
+    assert 1 <= kept <= n
+    assert set(np.flatnonzero(mask)) == set(order[:kept])
+
+
+def test_equal_tile_scores_fall_from_the_last_output_first():
+    mask = top_k_mask(jnp.zeros((3, 2)), jnp.int32(4))
+    np.testing.assert_array_equal(mask, [[True, True], [True, False], [True, False]])
+
+
+def test_binarizer_gradients_pass_straight_through():
+    upstream = jnp.asarray([0.5, -2.0, 3.0, 1.0])
+    values = jnp.asarray([0.1, 0.4, 0.3, 0.2])
+    for temperature in (1.0, 8.0):
+        mask, pullback = jax.vjp(lambda s, t, T=temperature: binarize(s, t, T), values, jnp.float32(0.0))
+        np.testing.assert_array_equal(mask, [0, 1, 1, 0])
+        d_scores, d_threshold = pullback(upstream)
+        np.testing.assert_array_equal(d_scores, upstream)
+        assert d_threshold == 1.0
+
+
+def test_bert_base_counts_and_published_formula():
+    config = ModelConfig()
+    groups = find_groups(config, (HEAD, ROW))
+    assert dense_size(config) == 85_054_464
+    thresholds = {g.name: jnp.float32(x) for g, x in zip(groups, np.linspace(-2, 3, len(groups)), strict=True)}
+    kept = {name: float(jax.nn.sigmoid(t)) for name, t in thresholds.items()}
+    terms = []
+    for i in range(12):
+        a, o, f1, f2 = (kept[f"layer_{i}/{n}"] for n in ("attention", "attention_output", "ffn", "ffn_output"))
+        terms.append(3 * a + a * o + 4 * f1 + 4 * f1 * f2)
+    assert HeadRowCost(config, groups).budget(thresholds) == pytest.approx(sum(terms) / 144, rel=1e-6)
+
+
+@pytest.mark.parametrize("tiles", [None, (8, 8), (16, 8), (8, 16)])
+def test_cut_is_the_largest_count_not_above_the_target(tiles):
+    cost = HeadRowCost(CONFIG, HEAD_ROW, tiles)
+    thresholds = {g.name: x for g, x in zip(HEAD_ROW, np.linspace(-1, 2, len(HEAD_ROW)), strict=True)}
+    for target in (0.35, 0.5, 0.8, 1.0):
+        if target < smallest_density(cost):
+            continue
+        kept = cost.round_up(cut_to(cost, thresholds, target))
+        assert density(cost, kept) <= target
+        for group in HEAD_ROW:
+            more = cost.round_up({**kept, group.name: min(kept[group.name] + 1, group.size)})
+            assert more == kept or density(cost, more) > target
+
+
+def test_rounded_units_make_every_matrix_tileable(params, scores):
+    for tiles in ((8, 8), (16, 8), (8, 16), (16, 16)):
+        cost = HeadRowCost(CONFIG, HEAD_ROW, tiles)
+        kept = cost.round_up({g.name: g.size * 2 // 5 + 1 for g in HEAD_ROW})
+        _, config = shrink(params, masks_keeping(HEAD_ROW, scores, kept), CONFIG)
+        groups = find_groups(config, (block(tiles),))
+        assert sum(g.size * tiles[0] * tiles[1] for g in groups) == encoder_size(config, biases=False)
+
+
+def test_unreachable_density_is_refused():
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        cut_to(HeadRowCost(CONFIG, HEAD_ROW), dict.fromkeys(FULL, 0.0), 0.01)
+
+
+def test_block_that_does_not_divide_is_refused():
+    with pytest.raises(ConfigError, match="block of 20x20 does not divide attention/query"):
+        find_groups(CONFIG, (block((20, 20)),))
+
+
+@pytest.mark.parametrize("tiles", [(8, 8), (16, 8), (4, 16)])
+def test_block_masks_count_and_cut_whole_tiles(params, tiles):
+    groups = find_groups(CONFIG, (block(tiles),))
+    cost = BlockCost(CONFIG, groups)
+    kept = cut_to(cost, {g.name: 0.3 for g in groups}, 0.4)
+    masks = masks_keeping(groups, init_scores(groups, "kaiming_uniform", seed=5), kept)
+    assert count_kept(groups, masks) == kept
+    folded = apply_masks(params, masks)
+    alive = sum(int(jnp.sum(x != 0)) for x in jax.tree.leaves(folded["bert"]["encoder"]))
+    assert alive == cost.count(kept)
+    assert 0.395 < density(cost, kept) <= 0.4
+
+
+def test_counted_budget_is_the_count_with_the_gradient_of_r():
+    cost = HeadRowCost(CONFIG, HEAD_ROW, (8, 8))
+    thresholds = {g.name: jnp.float32(0.4) for g in HEAD_ROW}
+    value, gradient = jax.value_and_grad(counted_budget(cost))(thresholds)
+    kept = threshold_counts(cost, dict.fromkeys(FULL, 0.4))
+    assert value == pytest.approx(density(cost, kept), rel=1e-6)
+    expected = jax.grad(cost.budget)(thresholds)
+    scale = encoder_size(CONFIG) / dense_size(CONFIG)
+    for name in FULL:
+        assert gradient[name] == pytest.approx(float(expected[name]) * scale, rel=1e-5)
+
+
+def test_a_floor_that_binds_stops_the_gradient():
+    cost = HeadRowCost(CONFIG, HEAD_ROW)
+    gradient = jax.grad(cost.budget)({g.name: jnp.float32(-20.0) for g in HEAD_ROW})
+    assert all(value == 0 for value in gradient.values())
+
+
+def test_columns_are_a_new_granularity_without_new_code(params):
+    """A column = the inputs of one output block: nothing but a value describes it."""
+    column = Granularity("column", {"ffn_columns": ("ffn/intermediate",)}, (32, 4), cuts_bias=False)
+    groups = find_groups(CONFIG, (column,))
+    masks = as_bool(compute_masks(groups, init_scores(groups), init_thresholds(groups, 0.0)))
+    kernel = apply_masks(params, masks)["bert"]["encoder"]["layer_0"]["ffn"]["intermediate"]["kernel"]
+    assert groups[0].units == (1, 12)
+    assert int((jnp.abs(kernel).sum(0) > 0).sum()) == 24
+
+
+def test_masks_that_fit_nothing_are_refused(params):
+    with pytest.raises(ConfigError, match="unknown parameters"):
+        apply_masks(params, {"nothing": jnp.ones(3)})
+    with pytest.raises(ConfigError, match="does not fit"):
+        apply_masks(params, {"head": {"bias": jnp.ones(2)}})

@@ -1,0 +1,81 @@
+"""The density penalty as an optax transform."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.pruning.regularizer import DensityPenaltyState, adaptive_strength, add_density_penalty
+
+
+def budget(thresholds):
+    return jnp.mean(jax.nn.sigmoid(thresholds["t"]))
+
+
+PARAMS = {"weights": jnp.ones(3), "thresholds": {"t": jnp.asarray([2.0, 0.5])}}
+GRADS = jax.tree.map(jnp.zeros_like, PARAMS)
+
+
+def test_adds_strength_times_gradient_to_the_thresholds_alone():
+    transform = add_density_penalty(budget, 0.5)
+    updates, state = jax.jit(transform.update)(GRADS, transform.init(PARAMS), PARAMS)
+    density = budget(PARAMS["thresholds"])
+    penalty = (density - 0.5) ** 2
+    strength = max(20000 * penalty / 0.25, 50)
+    wanted = strength * 2 * (density - 0.5) * jax.grad(budget)(PARAMS["thresholds"])["t"]
+    np.testing.assert_allclose(updates["thresholds"]["t"], wanted, rtol=1e-5)
+    assert not updates["weights"].any()
+    assert isinstance(state, DensityPenaltyState)
+    np.testing.assert_allclose([state.density, state.penalty, state.strength], [density, penalty, strength], rtol=1e-5)
+    assert state.updates == 1
+
+
+@pytest.mark.parametrize(("two_sided", "pulls"), [(False, False), (True, True)])
+def test_below_the_target_only_the_two_sided_form_pulls_back(two_sided, pulls):
+    transform = add_density_penalty(budget, 0.95, two_sided=two_sided)
+    updates, _ = transform.update(GRADS, transform.init(PARAMS), PARAMS)
+    assert bool((updates["thresholds"]["t"] < 0).all()) == pulls
+
+
+def test_target_one_asks_for_nothing():
+    transform = add_density_penalty(budget, 1.0, two_sided=True)
+    updates, state = transform.update(GRADS, transform.init(PARAMS), PARAMS)
+    assert not updates["thresholds"]["t"].any()
+    assert state.strength == 0
+
+
+def test_strength_levels():
+    assert adaptive_strength(jnp.float32(0.25), 0.5) == 20000
+    assert adaptive_strength(jnp.float32(4e-4), 0.5) == 50
+    assert adaptive_strength(jnp.float32(2e-4), 0.5) == 10
+    assert jax.grad(lambda p: adaptive_strength(p, 0.5))(0.25) == 0
+
+
+def test_a_schedule_ramps_the_target_and_the_whole_tree_may_be_thresholds():
+    transform = add_density_penalty(budget, lambda count: jnp.where(count < 1, 1.0, 0.2), key=None)
+    thresholds = PARAMS["thresholds"]
+    state = transform.init(thresholds)
+    first, state = transform.update(GRADS["thresholds"], state, thresholds)
+    second, _ = transform.update(GRADS["thresholds"], state, thresholds)
+    assert not first["t"].any()
+    assert (second["t"] > 0).all()
+
+
+def test_before_the_clip_the_penalty_counts_in_the_norm():
+    chain = optax.chain(add_density_penalty(budget, 0.1), optax.clip_by_global_norm(1.0))
+    updates, _ = chain.update(GRADS, chain.init(PARAMS), PARAMS)
+    assert optax.tree.norm(updates) == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("target", [0.0, -0.5, 1.5])
+def test_impossible_targets_are_refused(target):
+    with pytest.raises(ConfigError, match=r"must lie in \(0, 1\]"):
+        add_density_penalty(budget, target)
+
+
+def test_params_are_needed():
+    transform = add_density_penalty(budget, 0.5)
+    with pytest.raises(ValueError, match="needs params"):
+        transform.update(GRADS, transform.init(PARAMS))

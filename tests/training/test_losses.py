@@ -1,0 +1,110 @@
+"""Losses against their formulas, schedules, metrics, and whether thresholds can arrive."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, matthews_corrcoef
+
+from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.config.settings import Distillation, HeadRowStage
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.models.bert import Encoded
+from mlprune_jax.models.tasks import Outputs
+from mlprune_jax.pruning.density import HeadRowCost
+from mlprune_jax.pruning.granularity import HEAD, ROW, find_groups
+from mlprune_jax.training.arrival import threshold_rate
+from mlprune_jax.training.losses import distillation_loss, task_loss
+from mlprune_jax.training.metrics import METRICS
+from mlprune_jax.training.optimizer import linear_schedule, ramped_target
+
+rng = np.random.default_rng(0)
+
+
+def outputs(heads=2, seed=0):
+    r = np.random.default_rng(seed)
+    hidden = tuple(jnp.asarray(r.normal(size=(2, 4, 3)), jnp.float32) for _ in range(2))
+    maps = (jnp.asarray(r.random((2, heads, 4, 4)), jnp.float32),)
+    return Outputs(jnp.asarray(r.normal(size=(2, 3)), jnp.float32), Encoded(hidden[-1], None, hidden, maps))
+
+
+MASK = jnp.asarray([[1, 1, 1, 1], [1, 1, 0, 0]], jnp.int32)
+
+
+def test_distillation_equals_its_formula():
+    student, teacher = outputs(seed=1), outputs(seed=2)
+    settings = Distillation(temperature=2.0, logit_weight=0.9, hidden_weight=0.5, attention_weight=0.25, average="all")
+    terms = distillation_loss(student, teacher, MASK, settings)
+    p = jax.nn.softmax(teacher.logits / 2)
+    kl = (p * (jnp.log(p) - jax.nn.log_softmax(student.logits / 2))).sum(-1).mean()
+    assert terms["logit"] == pytest.approx(0.9 * 4 * float(kl), rel=1e-5)
+    pairs = zip(student.encoded.hidden_states, teacher.encoded.hidden_states, strict=True)
+    assert terms["hidden"] == pytest.approx(0.5 * sum(float(jnp.square(s - t).mean()) for s, t in pairs), rel=1e-5)
+    gap = jnp.square(student.encoded.attentions[0] - teacher.encoded.attentions[0]).mean()
+    assert terms["attention"] == pytest.approx(0.25 * float(gap), rel=1e-5)
+
+
+def test_distances_over_tokens_do_not_see_padding():
+    student, teacher = outputs(seed=1), outputs(seed=2)
+    noise = jnp.where(MASK[..., None] == 1, 0.0, 7.0)
+    maps = jnp.where(MASK[:, None, None, :] * MASK[:, None, :, None] == 1, 0.0, 7.0)
+    encoded = student.encoded
+    noisy = student._replace(
+        encoded=encoded._replace(
+            hidden_states=tuple(h + noise for h in encoded.hidden_states),
+            attentions=tuple(a + maps for a in encoded.attentions),
+        )
+    )
+    ours = distillation_loss(student, teacher, MASK, Distillation())
+    theirs = distillation_loss(noisy, teacher, MASK, Distillation())
+    for name in ours:
+        assert theirs[name] == pytest.approx(float(ours[name]), rel=1e-6)
+
+
+def test_attention_counts_only_where_heads_match():
+    terms = distillation_loss(outputs(heads=1), outputs(heads=2), MASK, Distillation())
+    assert terms["attention"] == 0
+
+
+def test_task_losses():
+    logits = jnp.asarray(rng.normal(size=(2, 5, 2)), jnp.float32)
+    spans = jnp.asarray([[0, 3], [2, 2]], jnp.int32)
+    log_p = jax.nn.log_softmax(logits, axis=1)
+    wanted = -np.mean([log_p[b, spans[b, e], e] for b in range(2) for e in range(2)])
+    assert task_loss(logits, spans, "span") == pytest.approx(float(wanted), rel=1e-5)
+    assert task_loss(jnp.asarray([[1.0], [3.0]]), jnp.asarray([0.0, 1.0]), "regression") == pytest.approx(2.5)
+
+
+def test_metrics_equal_scikit_learn_and_survive_constants():
+    gold, predicted = rng.integers(0, 2, 50), rng.integers(0, 2, 50)
+    assert METRICS["accuracy"](gold, predicted) == np.mean(gold == predicted)
+    assert METRICS["f1"](gold, predicted) == f1_score(gold, predicted)
+    assert METRICS["mcc"](gold, predicted) == matthews_corrcoef(gold, predicted)
+    line = np.arange(9.0)
+    assert METRICS["pearson"](line, 2 * line + 1) == pytest.approx(1)
+    assert METRICS["spearman"](line, np.exp(line)) == pytest.approx(1)
+    assert METRICS["pearson"](line, np.ones(9)) == 0
+
+
+def test_schedules():
+    rate = linear_schedule(2.0, 0.1, 100)
+    assert [float(rate(s)) for s in (0, 5, 10, 55, 100)] == pytest.approx([0, 1, 2, 1, 0])
+    target = ramped_target(0.2, (0.1, 0.5), 100)
+    values = [float(target(s)) for s in range(101)]
+    assert values[10] == 1.0
+    assert values[50] == pytest.approx(0.2)
+    assert values == sorted(values, reverse=True)
+
+
+def test_thresholds_that_cannot_arrive_are_refused_or_mended(caplog):
+    config = ModelConfig()
+    cost = HeadRowCost(config, find_groups(config, (HEAD, ROW)))
+    stage = HeadRowStage(threshold_learning_rate=1e-2, threshold_start=10)
+    assert threshold_rate(stage, cost, 0.5, 4000) == 1e-2
+    assert not caplog.messages
+    mended = threshold_rate(stage, cost, 0.5, 500)
+    assert mended * 500 / 2 > 10
+    assert "must fall by" in caplog.text
+    with pytest.raises(ConfigError, match="must fall by"):
+        threshold_rate(stage.model_copy(update={"short_schedule": "refuse"}), cost, 0.5, 500)
+    assert threshold_rate(stage.model_copy(update={"short_schedule": "allow"}), cost, 0.5, 500) == 1e-2

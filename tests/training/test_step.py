@@ -1,0 +1,110 @@
+"""One train step: what moves, what must not, and what never recompiles."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.config.settings import Distillation, HeadRowStage
+from mlprune_jax.errors import IntegrityError
+from mlprune_jax.models.tasks import TaskModel, init_params
+from mlprune_jax.pruning.density import HeadRowCost, counted_budget
+from mlprune_jax.pruning.granularity import HEAD, ROW, find_groups
+from mlprune_jax.pruning.masks import init_scores, init_thresholds
+from mlprune_jax.training.checkpoint import load_state, save_state
+from mlprune_jax.training.optimizer import pruning_optimizer
+from mlprune_jax.training.state import Fixed, init_state, merge, split_frozen
+from mlprune_jax.training.step import make_train_step
+
+CONFIG = ModelConfig(
+    vocab_size=40,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=16,
+)
+MODEL = TaskModel(CONFIG, "classification", 2)
+GROUPS = find_groups(CONFIG, (HEAD, ROW))
+KEY = jax.random.key(0)
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(1, 40, (4, 8)).astype(np.int32)
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.zeros_like(ids),
+        "labels": rng.integers(0, 2, 4).astype(np.int32),
+    }
+
+
+@pytest.fixture(scope="module")
+def setting():
+    params = init_params(MODEL, 0)
+    stage = HeadRowStage(threshold_learning_rate=0.5, learning_rate=1e-2, warmup=0.0, ramp=None)
+    budget = counted_budget(HeadRowCost(CONFIG, GROUPS))
+    optimizer = pruning_optimizer(stage, 100, budget, 0.4, 0.5)
+    step = make_train_step(MODEL, optimizer, groups=GROUPS, teacher=MODEL, distillation=Distillation())
+    trained, frozen = split_frozen(params, freeze_embeddings=True)
+    tree = {"params": trained, "scores": init_scores(GROUPS), "thresholds": init_thresholds(GROUPS, 5.0)}
+    fixed = Fixed(jax.tree.map(jnp.asarray, frozen), None, params)
+    return step, lambda: init_state(tree, optimizer), fixed
+
+
+def test_density_falls_without_recompilation(setting):
+    step, fresh, fixed = setting
+    state, densities = fresh(), []
+    for i in range(30):
+        state, metrics = step(state, fixed, batch(i), KEY)
+        densities.append(float(metrics["density"]))
+    assert densities[0] == 1.0
+    assert densities[-1] < 0.5
+    assert step._cache_size() == 1
+    assert int(state.step) == 30
+    assert {"loss", "task", "logit", "hidden", "attention", "grad_norm", "strength"} <= metrics.keys()
+
+
+def test_same_seed_and_step_give_the_same_bits(setting):
+    step, fresh, fixed = setting
+    one, _ = step(fresh(), fixed, batch(), KEY)
+    two, _ = step(fresh(), fixed, batch(), KEY)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_non_finite_step_changes_nothing_but_its_count(setting):
+    step, fresh, fixed = setting
+    broken = fixed._replace(teacher=jax.tree.map(lambda x: x * jnp.nan, fixed.teacher))
+    before = jax.device_get(fresh())
+    after, metrics = step(fresh(), broken, batch(), KEY)
+    assert int(after.skipped) == 1
+    assert not np.isfinite(metrics["loss"])
+    for a, b in zip(
+        jax.tree.leaves((after.trained, after.opt_state)),
+        jax.tree.leaves((before.trained, before.opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    good, _ = step(after, fixed, batch(), KEY)
+    assert int(good.skipped) == 0
+
+
+def test_teacher_gets_no_gradient_and_frozen_embeddings_are_no_part_of_the_state(setting):
+    _, fresh, fixed = setting
+    state = fresh()
+    assert "embeddings" not in state.trained["params"]["bert"]
+    assert merge(state.trained["params"], fixed.params)["bert"].keys() == {"embeddings", "encoder", "pooler"}
+
+
+def test_learned_state_survives_a_checkpoint_and_damage_is_told(setting, tmp_path):
+    _, fresh, _ = setting
+    trained = fresh().trained
+    save_state(tmp_path / "learned", trained)
+    restored = load_state(tmp_path / "learned", trained)
+    for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(restored), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(IntegrityError, match="does not hold the expected state"):
+        load_state(tmp_path / "absent", trained)
