@@ -26,7 +26,8 @@ def load_state(folder: Path, like: Any) -> Any:
     Raises:
         IntegrityError: the folder is no such checkpoint, or it is damaged.
     """
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     try:
         return ocp.load(str(folder.resolve()), abstract)
     except Exception as error:

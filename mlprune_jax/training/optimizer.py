@@ -29,7 +29,7 @@ def ramped_target(target: float, ramp: tuple[float, float] | None, steps: int) -
     start, end = (share * steps for share in ramp)
 
     def schedule(count: ArrayLike) -> Array:
-        done = jnp.clip((jnp.asarray(count) - start) / max(end - start, 1.0), 0.0, 1.0)
+        done = jnp.clip((jnp.asarray(count, jnp.float32) - start) / max(end - start, 1.0), 0.0, 1.0)
         return 1.0 - (1.0 - target) * (1.0 - (1.0 - done) ** 3)
 
     return schedule

@@ -69,7 +69,9 @@ def make_train_step(
         key = jax.random.fold_in(key, state.step)
         (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.trained, fixed, batch, key)
         norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+        # Optax's Adam raises a float to the int32 step, which a user's strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         trained, opt_state = jax.tree.map(

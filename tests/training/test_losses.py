@@ -90,7 +90,7 @@ def test_schedules():
     rate = linear_schedule(2.0, 0.1, 100)
     assert [float(rate(s)) for s in (0, 5, 10, 55, 100)] == pytest.approx([0, 1, 2, 1, 0])
     target = ramped_target(0.2, (0.1, 0.5), 100)
-    values = [float(target(s)) for s in range(101)]
+    values = [float(target(jnp.int32(s))) for s in range(101)]
     assert values[10] == 1.0
     assert values[50] == pytest.approx(0.2)
     assert values == sorted(values, reverse=True)

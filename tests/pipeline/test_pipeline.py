@@ -1,0 +1,290 @@
+"""The whole pipeline on a tiny model: what a run leaves behind is complete, exact, resumable and runs by itself."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mlprune_jax import pipeline
+from mlprune_jax.cli import app
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.models.pretrained import load_pretrained
+from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
+from mlprune_jax.pipeline.folder import load_masks
+from mlprune_jax.pruning.density import dense_size
+from mlprune_jax.pruning.granularity import MATRICES, matrix_shapes
+
+TARGET = 0.4
+STAGES = ("dense", "heads_rows", "blocks")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A finished run; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("runs") / "all"
+    pipeline.run(tiny.config(), folder, command="mlprune prune --test", quiet=True)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a stage was trained")
+
+    monkeypatch.setattr("mlprune_jax.pipeline.stages.fit", refuse)
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def load(folder):
+    return load_pretrained(folder, num_labels=2, kind="classification")
+
+
+def encoder_layers(model):
+    return [model.params["bert"]["encoder"][f"layer_{i}"] for i in range(model.config.num_hidden_layers)]
+
+
+def kernel(layer, matrix):
+    group, name = matrix.split("/")
+    return np.asarray(layer[group][name]["kernel"])
+
+
+def kept_tiles(array, side=8):
+    n_in, n_out = array.shape
+    return array.reshape(n_in // side, side, n_out // side, side).any((1, 3))
+
+
+def count(model, *, tiles):
+    """Encoder parameters, counted from the weights: kernels (or their tiles that are not zero) and all vectors."""
+    total = 0
+    for layer in encoder_layers(model):
+        for matrix in MATRICES:
+            array = kernel(layer, matrix)
+            total += kept_tiles(array).sum() * 64 if tiles else array.size
+        total += sum(leaf.size for leaf in vectors(layer))
+    return int(total)
+
+
+def vectors(tree):
+    for node in tree.values():
+        if isinstance(node, dict):
+            yield from vectors(node)
+        elif node.ndim == 1:
+            yield node
+
+
+def same_weights(first, second):
+    return (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+def test_folder_is_complete(finished):
+    run = json.loads((finished / "run.json").read_text())
+    assert (run["state"], run["seed"], run["command"]) == ("finished", 0, "mlprune prune --test")
+    assert {"python", "jax", "flax", "mlprune_jax"} <= run["versions"].keys()
+    assert {path.name for path in finished.iterdir()} == {
+        "config.resolved.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "stages",
+        "final",
+        "summary.json",
+    }
+    assert {path.parent.name for path in (finished / "stages").glob("*/stage.json")} == set(STAGES)
+    names = {path.name for path in (finished / "final").iterdir()}
+    assert {"config.json", "model.safetensors", "pruning.json", "masks.safetensors", "tokenizer.json"} <= names
+    assert not [path for path in finished.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".tmp")]
+
+
+def test_metrics_are_lines_of_json(finished):
+    entries = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    stages = list(dict.fromkeys(entry["stage"] for entry in entries))
+    assert stages == ["dense", "heads_rows", "heads_rows.recover", "blocks", "blocks.recover"]
+    last = {entry["stage"]: entry for entry in entries}
+    assert all(entry["step"] == entry["steps"] and np.isfinite(entry["loss"]) for entry in last.values())
+
+
+def test_resolved_config_is_the_config(finished, tiny):
+    from mlprune_jax.config.loading import load_config
+    from mlprune_jax.config.settings import RunConfig
+
+    assert load_config(RunConfig, finished / "config.resolved.yaml") == tiny.config()
+
+
+def test_summary_counts_what_the_weights_hold(finished):
+    summary, final = summary_of(finished), load(finished / "final")
+    kept = count(final, tiles=True)
+    assert summary["final"]["encoder_parameters"] == {"kept": kept, "dense": dense_size(final.config)}
+    assert TARGET - 0.005 <= kept / dense_size(final.config) <= TARGET
+    assert summary["final"]["density"]["encoder"] == pytest.approx(kept / dense_size(final.config), abs=1e-6)
+    assert summary["target_density"] == TARGET
+    assert {"accuracy", "loss", "examples"} <= summary["final"].keys()
+    assert set(summary["stages"]) == set(STAGES)
+    assert all(stage["seconds"] >= 0 for stage in summary["stages"].values())
+    head_row = load(finished / "stages" / "heads_rows")
+    assert summary["stages"]["heads_rows"]["encoder_parameters"]["kept"] == count(head_row, tiles=False)
+    assert summary["stages"]["heads_rows"]["density"]["encoder"] <= 0.5
+    assert summary["stages"]["dense"]["density"]["encoder"] == 1
+
+
+def test_layers_tell_the_shapes_of_the_weights(finished):
+    final = load(finished / "final")
+    layers = summary_of(finished)["final"]["layers"]
+    stored = json.loads((finished / "final" / "pruning.json").read_text())
+    assert stored["kept"] == layers
+    assert stored["block_shape"] == "8x8"
+    for told, layer in zip(layers, encoder_layers(final), strict=True):
+        arrays = {matrix: kernel(layer, matrix) for matrix in MATRICES}
+        assert arrays["attention/query"].shape == (32, told["heads"] * 8)
+        assert arrays["attention/output"].shape == (told["heads"] * 8, told["attention_output"])
+        assert arrays["ffn/intermediate"].shape == (32, told["ffn"])
+        assert arrays["ffn/output"].shape == (told["ffn"], told["ffn_output"])
+        for matrix, array in arrays.items():
+            tiles = kept_tiles(array)
+            assert told["blocks"][matrix] == f"{tiles.sum()}/{tiles.size}"
+
+
+def test_masks_are_where_the_tiles_are(finished):
+    final, masks = load(finished / "final"), load_masks(finished / "final")
+    assert masks is not None
+    for i, layer in enumerate(encoder_layers(final)):
+        for matrix in MATRICES:
+            mask = kernel(masks["bert"]["encoder"][f"layer_{i}"], matrix)
+            np.testing.assert_array_equal(
+                mask.reshape(kept_tiles(kernel(layer, matrix)).shape), kept_tiles(kernel(layer, matrix))
+            )
+
+
+def test_every_stage_folder_loads(finished):
+    for folder in (*(finished / "stages" / name for name in STAGES), finished / "stages" / "heads_rows" / "teacher"):
+        model = load(folder)
+        assert not model.fresh_head
+        for layer, shape in zip(encoder_layers(model), model.config.layer_shapes, strict=True):
+            sizes = matrix_shapes(model.config, shape)
+            assert {matrix: kernel(layer, matrix).shape for matrix in MATRICES} == sizes
+    assert load(finished / "stages" / "dense").config.layers == ()
+
+
+def test_final_runs_from_its_folder_alone(finished, tiny, tmp_path):
+    alone = shutil.copytree(finished / "final", tmp_path / "elsewhere")
+    summary = summary_of(finished)
+    scored = evaluate_folder(alone, data=str(tiny.data), batch_size=24)
+    assert {key: scored[key] for key in ("accuracy", "loss", "examples")} == {
+        key: summary["final"][key] for key in ("accuracy", "loss", "examples")
+    }
+    # A run knows its own data; other batches give the same up to the order of sums.
+    own = evaluate_folder(finished)
+    assert own["accuracy"] == scored["accuracy"]
+    assert own["loss"] == pytest.approx(scored["loss"], rel=1e-5)
+
+
+def test_inspect_says_what_the_summary_says(finished):
+    summary, told = summary_of(finished), inspect_folder(finished)
+    assert told["layers"] == summary["final"]["layers"] == inspect_folder(finished / "final")["layers"]
+    assert told["final"]["accuracy"] == summary["final"]["accuracy"]
+
+
+def test_resume_of_a_finished_run_trains_nothing(finished, no_training):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert pipeline.resume(finished, quiet=True) == summary_of(finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_lost_summary_is_written_again_without_training(copied, finished, no_training):
+    (copied / "summary.json").unlink()
+    shutil.rmtree(copied / "final")
+    summary = pipeline.resume(copied, quiet=True)
+    assert {**summary, "seconds": None} == {**summary_of(finished), "seconds": None}
+    assert same_weights(copied / "final", finished / "final")
+
+
+@pytest.mark.parametrize("half_written", [False, True])
+def test_resumed_stage_is_bit_identical(copied, finished, half_written):
+    (copied / "summary.json").unlink()
+    shutil.rmtree(copied / "final")
+    if half_written:  # a model that looks complete, but is of a stage that did not finish
+        (copied / "stages" / "blocks" / "stage.json").unlink()
+        (copied / "stages" / "blocks" / "leftover").touch()
+    else:
+        shutil.rmtree(copied / "stages" / "blocks")
+    pipeline.resume(copied, quiet=True)
+    assert same_weights(copied / "final", finished / "final")
+    assert summary_of(copied)["final"] == summary_of(finished)["final"]
+    assert json.loads((copied / "run.json").read_text())["state"] == "finished"
+    assert not (copied / "stages" / "blocks" / "leftover").exists()
+
+
+@pytest.mark.parametrize("alone", ["blocks", "heads_rows"])
+def test_one_pruning_stage_alone(finished, tiny, tmp_path, alone):
+    """Dense is disabled too: the model is fine-tuned already."""
+    stages = {name: {**tiny.settings["prune"][name], "enabled": name == alone} for name in ("blocks", "heads_rows")}
+    config = tiny.config(
+        model=str(finished / "stages" / "dense"), dense={"enabled": False}, prune={"density": TARGET, **stages}
+    )
+    summary = pipeline.run(config, tmp_path / "run", quiet=True)
+    final = load(tmp_path / "run" / "final")
+    kept = count(final, tiles=alone == "blocks")
+    assert summary["final"]["encoder_parameters"]["kept"] == kept
+    assert TARGET - 0.005 <= kept / dense_size(final.config) <= TARGET
+    assert set(summary["stages"]) == {alone}
+    assert bool(final.config.layers) == (alone == "heads_rows")
+
+
+def test_heads_rows_from_a_given_folder(finished, tiny, tmp_path):
+    """The student starts shrunk already, and ends at the density of the dense encoder that is asked for."""
+    given = str(finished / "stages" / "heads_rows")
+    stage = {**tiny.settings["prune"]["heads_rows"], "start_from": given}
+    config = tiny.config(
+        model=str(finished / "stages" / "dense"),
+        dense={"enabled": False},
+        prune={"density": 0.3, "heads_rows": stage, "blocks": {"enabled": False}},
+    )
+    summary = pipeline.run(config, tmp_path / "run", quiet=True)
+    final, start = load(tmp_path / "run" / "final"), load(finished / "stages" / "heads_rows")
+    assert summary["final"]["encoder_parameters"]["kept"] == count(final, tiles=False)
+    assert 0.295 <= count(final, tiles=False) / dense_size(final.config) <= 0.3
+    for kept, had in zip(final.config.layer_shapes, start.config.layer_shapes, strict=True):
+        assert set(kept.heads or range(4)) <= set(had.heads or range(4))
+        assert set(kept.ffn or range(64)) <= set(had.ffn or range(64))
+
+
+def test_density_of_the_only_stage_is_the_density(tiny):
+    stage = {**tiny.settings["prune"]["heads_rows"], "density": 0.5}
+    with pytest.raises(ValueError, match=r"heads_rows.density 0.5 contradicts density 0.4"):
+        tiny.config(prune={"density": 0.4, "heads_rows": stage, "blocks": {"enabled": False}})
+
+
+def test_plan_writes_nothing(tiny, tmp_path, monkeypatch, no_training):
+    monkeypatch.chdir(tmp_path)
+    plan = pipeline.plan(tiny.config(), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    assert (plan["model"], plan["task"], plan["block"]) == (str(tiny.model), "demo", "8x8")
+    assert plan["examples"] == {"train": 64, "dev": 24}
+    assert plan["encoder_parameters"] == 2 * 8544
+    assert plan["stages"] == {
+        "dense": {"steps": 8, "density": 1.0},
+        "heads_rows": {"steps": 8, "density": 0.5},
+        "blocks": {"steps": 8, "density": 0.4},
+    }
+
+
+def test_plan_of_the_demo_names_no_scratch_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(app, ["demo", "--dry-run", "--json"])
+    assert told.exit_code == 0
+    assert json.loads(told.stdout)["model"] == "demo"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_refuses_a_used_folder(tiny, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        pipeline.plan(tiny.config(), tmp_path)
