@@ -231,7 +231,8 @@ def _learn(
         cost,
         settings.temperature,
     )
-    learned = Learned(merge(trained["params"], frozen), trained["scores"], trained["thresholds"])
+    scores = jax.tree.map(jnp.asarray, trained["scores"])
+    learned = Learned(merge(trained["params"], frozen), scores, trained["thresholds"])
     logits = {name: float(value) for name, value in learned.thresholds.items()}
     before = threshold_counts(cost, logits, settings.temperature)
     kept = cut_to(cost, logits, target, temperature=settings.temperature) if settings.final_cut else before

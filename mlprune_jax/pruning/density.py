@@ -40,7 +40,7 @@ def dense_size(config: ModelConfig, *, biases: bool = True) -> int:
 
 def head_row_cost(config: ModelConfig, fractions: Fractions, *, biases: bool) -> Number:
     """Encoder weights when head and row groups keep ``fractions`` of their units (everything, where none is given)."""
-    layers = enumerate(_layer_sizes(config))
+    layers = enumerate(_layer_sizes(config))  # pyright: ignore[reportArgumentType]  # frozen, so hashable
     return sum(_layer_cost(i, sizes, fractions, biases=biases) for i, sizes in layers)
 
 

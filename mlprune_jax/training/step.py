@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from mlprune_jax.training.losses import distillation_loss, task_loss
 from mlprune_jax.training.state import Fixed, TrainState, merge
 
 Batch = dict[str, Any]
-Step = Callable[[TrainState, Fixed, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+Step = jax.stages.Wrapped  # jitted (state, fixed, batch, key) -> (state, metrics)
 
 
 def make_train_step(

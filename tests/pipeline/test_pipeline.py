@@ -107,7 +107,7 @@ def test_folder_is_complete(finished):
 def test_metrics_are_lines_of_json(finished):
     entries = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     stages = list(dict.fromkeys(entry["stage"] for entry in entries))
-    assert stages == ["dense", "heads_rows", "heads_rows.recover", "blocks", "blocks.recover"]
+    assert stages == ["dense", "heads_rows", "blocks", "blocks.recover"]
     last = {entry["stage"]: entry for entry in entries}
     assert all(entry["step"] == entry["steps"] and np.isfinite(entry["loss"]) for entry in last.values())
 
