@@ -229,7 +229,7 @@ def _start(config: RunConfig, workdir: Path, *, dry_run: bool, quiet: bool) -> d
     from mlprune_jax import pipeline
 
     if dry_run:
-        return {"workdir": str(workdir), **pipeline.plan(config)}
+        return {"workdir": str(workdir), **pipeline.plan(config, workdir)}
     return pipeline.run(config, workdir, command=shlex.join(["mlprune", *sys.argv[1:]]), quiet=quiet)
 
 

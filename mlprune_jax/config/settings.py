@@ -16,9 +16,9 @@ Fraction = Annotated[Real, Field(ge=0, le=1)]
 
 def parse_block(value: object) -> object:
     """Read "32x64" as (32, 64): block_in x block_out."""
-    if not isinstance(value, str):
+    if isinstance(value, list | tuple):
         return value
-    parts = value.lower().split("x")
+    parts = str(value).lower().split("x")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"expected block_in x block_out such as 32x32, got {value!r}")
     return tuple(int(part) for part in parts)
@@ -127,8 +127,9 @@ class Prune(Frozen):
     @model_validator(mode="after")
     def _densities_fall(self) -> Prune:
         first, last = self.heads_rows, self.blocks
-        if last.enabled and last.density is not None and last.density != self.density:
-            raise ValueError(f"blocks.density {last.density} contradicts density {self.density}: set density alone")
+        name, final = ("blocks", last) if last.enabled else ("heads_rows", first)
+        if final.enabled and final.density is not None and final.density != self.density:
+            raise ValueError(f"{name}.density {final.density} contradicts density {self.density}: set density alone")
         if first.enabled and last.enabled and first.density is not None and first.density < self.density:
             raise ValueError(f"heads_rows.density {first.density} lies below the final density {self.density}")
         return self

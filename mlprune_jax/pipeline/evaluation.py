@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.data.batches import eval_batches
 from mlprune_jax.data.encode import load_tokenizer
-from mlprune_jax.errors import ModelError
+from mlprune_jax.errors import IntegrityError, ModelError
+from mlprune_jax.models.hf_config import read_config
+from mlprune_jax.models.model_folder import check_folder
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.models.tasks import TaskModel
 from mlprune_jax.pipeline.folder import load_masks, model_folder, read_json
@@ -62,19 +66,28 @@ def stored_task(folder: Path) -> TaskSettings:
     """The task that a model folder was trained for.
 
     Raises:
-        ModelError: the folder does not say.
+        ModelError: the folder holds no model, or does not say.
+        IntegrityError: what it says is no task.
     """
-    stored = read_json(folder / "config.json").get("mlprune", {}).get("task")
-    if stored is None:
+    check_folder(folder)
+    stored = read_config(folder).raw.get("mlprune")
+    if not isinstance(stored, dict) or "task" not in stored:
         raise ModelError(
             f"{folder} does not say which task it is for: no run of mlprune wrote it",
             hint="fine-tune it with `mlprune prune`, which stores the task with the model",
         )
-    return TaskSettings(**stored)
+    try:
+        return TaskSettings.model_validate(stored["task"])
+    except ValidationError as error:
+        raise IntegrityError(
+            f"{folder / 'config.json'}: mlprune.task is damaged: {error.errors()[0]['msg']}",
+            hint="take the file of the original folder",
+        ) from error
 
 
 def _stored_kind(folder: Path) -> Any:
-    config = read_json(folder / "config.json")
+    check_folder(folder)
+    config = read_config(folder).raw
     if "BertForQuestionAnswering" in config.get("architectures", []):
         return "span"
     return "regression" if config.get("problem_type") == "regression" else "classification"

@@ -36,18 +36,28 @@ class RunFolder:
         self.summary = root / "summary.json"
         self.resolved = root / "config.resolved.yaml"
 
-    def create(self, config: RunConfig, command: str) -> None:
-        """Start a folder.
+    def check_unused(self) -> None:
+        """See that a run can start here.
 
         Raises:
-            ConfigError: it exists and is not empty.
+            ConfigError: the folder exists and is not empty.
         """
         if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
             raise ConfigError(
                 f"{self.root} exists and is not empty",
                 hint=f"continue it with `mlprune resume {self.root}`, or choose another folder with -o",
             )
-        self.root.mkdir(parents=True, exist_ok=True)
+
+    def create(self, config: RunConfig, command: str) -> None:
+        """Start a folder that is new or empty.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make {self.root}: {error}", hint="choose another folder with -o") from error
         write_text(self.resolved, dump_config(config))
         names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "mlprune_jax")
         self.describe(
@@ -59,6 +69,14 @@ class RunFolder:
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             state="running",
         )
+
+    def clear(self) -> None:
+        """Remove everything in the folder, not the folder itself."""
+        for path in self.root.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def describe(self, **entries: Any) -> None:
         """Add entries to ``run.json``."""
@@ -132,9 +150,12 @@ def read_json(path: Path) -> dict[str, Any]:
         IntegrityError: it is absent or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}, not an object")
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}", hint="the run's folder is damaged") from error
+    return value
 
 
 def _version(name: str) -> str:

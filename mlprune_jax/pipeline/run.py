@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 from mlprune_jax.config.loading import load_config
-from mlprune_jax.config.settings import RunConfig, TaskSettings
+from mlprune_jax.config.settings import PruneStage, RunConfig, TaskSettings, TrainSettings
 from mlprune_jax.data.demo import write_demo
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.models.pretrained import load_pretrained, resolve_model, save_pretrained
-from mlprune_jax.models.tasks import init_params
+from mlprune_jax.models.tasks import TaskModel, init_params
 from mlprune_jax.pipeline.folder import RunFolder, load_masks, read_json, save_masks, write_json
 from mlprune_jax.pipeline.source import encode_split, load_splits, tokenizer_files
 from mlprune_jax.pipeline.stages import (
@@ -35,7 +35,7 @@ from mlprune_jax.pipeline.stages import (
     train_plain,
 )
 from mlprune_jax.pipeline.summary import describe_model, summarize
-from mlprune_jax.pruning.density import HeadRowCost, dense_size
+from mlprune_jax.pruning.density import BlockCost, Cost, HeadRowCost, check_reachable, dense_size
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups, format_block
 from mlprune_jax.report.progress import progress_display
 from mlprune_jax.training.arrival import threshold_rate
@@ -60,11 +60,17 @@ def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = Fa
         MLPruneError: bad input, before anything is trained wherever it can be seen there.
     """
     folder = RunFolder(workdir)
-    folder.create(config, command)
+    folder.check_unused()
+    existed = workdir.exists()
     try:
+        folder.create(config, command)
         checked = _Run(config, folder, quiet=quiet)
     except BaseException:
-        shutil.rmtree(workdir)  # nothing was trained: leave no folder that looks like a run
+        # Nothing was trained: leave nothing that looks like a run; a folder that was there stays, empty as it was.
+        if existed:
+            folder.clear()
+        else:
+            shutil.rmtree(workdir, ignore_errors=True)
         raise
     return checked.finish()
 
@@ -83,15 +89,12 @@ def resume(workdir: Path, *, quiet: bool = False) -> dict[str, Any]:
     return _Run(load_config(RunConfig, folder.resolved), folder, quiet=quiet).finish()
 
 
-def plan(config: RunConfig) -> dict[str, Any]:
-    """What a run would do, with everything resolved and checked and nothing trained or written."""
+def plan(config: RunConfig, workdir: Path | None = None) -> dict[str, Any]:
+    """What a run into ``workdir`` would do, with everything resolved and checked and nothing trained or written."""
+    if workdir is not None:
+        RunFolder(workdir).check_unused()
     with TemporaryDirectory() as scratch:
         return _Run(config, RunFolder(Path(scratch)), quiet=True).plan()
-
-
-def _stage_names(config: RunConfig) -> list[str]:
-    stages = {"dense": config.dense, "heads_rows": config.prune.heads_rows, "blocks": config.prune.blocks}
-    return [name for name, stage in stages.items() if stage.enabled]
 
 
 class _Run:
@@ -106,7 +109,7 @@ class _Run:
             show(entry)
 
         self.log = log
-        if not _stage_names(config):
+        if not self._stages():
             raise ConfigError("every stage is disabled: nothing to do", hint="enable dense, heads_rows or blocks")
         if config.model == "demo":
             source = folder.root / "demo"
@@ -118,25 +121,57 @@ class _Run:
         self.task, examples = load_splits(config, data, ("train", "dev"), offline=config.offline)
         self.num_labels = len(self.task.labels) or (1 if self.task.kind == "regression" else 2)
         self.start, self.fresh_head = self._starting_model()
+        self.given = self._given_models()
         self._check_geometry()
         tokenizer = load_tokenizer(self.base)
         train, dev = (
             encode_split(examples[s], tokenizer, config, self.start.config.vocab_size) for s in ("train", "dev")
         )
         self.context = Context(config, self.task, self.num_labels, train, dev, self.log)
+        for name, stage in self._stages().items():
+            self.context.batches(stage, name)
         self._check_schedules()
 
     def _starting_model(self) -> tuple[Model, bool]:
         if self.config.geometry is not None:
             geometry = self.config.geometry.model_copy(update={"vocab_size": len(load_tokenizer(self.base))})
-            context = Context(self.config, self.task, self.num_labels, None, None, self.log)  # type: ignore[arg-type]
-            params = init_params(context.module(geometry), stage_seed(self.config.seed, "init"))
+            module = TaskModel(geometry, self.task.kind, self.num_labels)
+            params = init_params(module, stage_seed(self.config.seed, "init"))
             return Model(geometry, jax.device_get(params)), True
         return self._load(self.base)
 
     def _load(self, folder: Path) -> tuple[Model, bool]:
         loaded = load_pretrained(folder, num_labels=self.num_labels, kind=self.task.kind, seed=self.config.seed)
         return Model(loaded.config, loaded.params), loaded.fresh_head
+
+    def _stages(self) -> dict[str, TrainSettings]:
+        """The enabled stages by name, in their order."""
+        stages = {
+            "dense": self.config.dense,
+            "heads_rows": self.config.prune.heads_rows,
+            "blocks": self.config.prune.blocks,
+        }
+        return {name: stage for name, stage in stages.items() if stage.enabled}
+
+    def _given_models(self) -> dict[str, Model]:
+        """The models of folders that pruning stages name, loaded before anything is trained."""
+        given = {}
+        for name, stage in self._stages().items():
+            if not isinstance(stage, PruneStage):
+                continue
+            for use, source in (("start_from", stage.start_from), ("teacher", stage.teacher)):
+                if source is None or source == "dense":
+                    continue
+                if source == "pretrained":
+                    fresh = self.fresh_head
+                else:
+                    given[source], fresh = self._load(resolve_model(source, offline=self.config.offline))
+                if use == "teacher" and fresh:
+                    raise ConfigError(
+                        f"prune.{name}.teacher {source!r} has no head for task {self.task.name}: it cannot teach",
+                        hint="name a model that was fine-tuned for the task, or none: the stage before teaches",
+                    )
+        return given
 
     def _check_geometry(self) -> None:
         """Refuse before the first step what could not run in the last stage."""
@@ -147,7 +182,8 @@ class _Run:
                 hint=f"set max_length to {config.max_position_embeddings} or less",
             )
         if prune.blocks.enabled:
-            find_groups(config, (block(prune.blocks.shape),))
+            for model in (self.start, self._choose(prune.blocks.start_from, self.start)):
+                find_groups(model.config, (block(prune.blocks.shape),))
         if not self.config.dense.enabled and self.fresh_head:
             raise ConfigError(
                 f"{self.config.model} has no head for task {self.task.name}, and the dense stage is disabled",
@@ -155,33 +191,47 @@ class _Run:
             )
 
     def _check_schedules(self) -> None:
-        stage = self.config.prune.heads_rows
-        if stage.enabled:
-            tiles = self.config.prune.blocks.shape if self.config.prune.blocks.enabled else None
-            cost = HeadRowCost(self.start.config, find_groups(self.start.config, (HEAD, ROW)), tiles)
-            steps = learning_steps(self.context, stage)
-            threshold_rate(stage, cost, self.config.prune.head_row_density, steps)
+        """Refuse densities that cannot be reached, and schedules too short for them where that is asked for.
+
+        What step 1 leaves for step 2 is not known yet: step 2 is then judged by its share of the dense model.
+        """
+        prune = self.config.prune
+        first, last = prune.heads_rows, prune.blocks
+        if first.enabled:
+            student = self._choose(first.start_from, self.start).config
+            tiles = last.shape if last.enabled else None
+            self._check_target(
+                first, HeadRowCost(student, find_groups(student, (HEAD, ROW)), tiles), prune.head_row_density
+            )
+        if last.enabled:
+            student = self._choose(last.start_from, self.start).config
+            known = not first.enabled or last.start_from is not None
+            target = prune.density if known else prune.density / prune.head_row_density
+            self._check_target(last, BlockCost(student, find_groups(student, (block(last.shape),))), target)
+
+    def _check_target(self, stage: PruneStage, cost: Cost, target: float) -> None:
+        check_reachable(cost, target)
+        if stage.short_schedule == "refuse":
+            threshold_rate(stage, cost, target, learning_steps(self.context, stage))
 
     def plan(self) -> dict[str, Any]:
         """Stages, steps and densities."""
         prune = self.config.prune
-        stages = {"dense": self.config.dense, "heads_rows": prune.heads_rows, "blocks": prune.blocks}
         density = {"dense": 1.0, "heads_rows": prune.head_row_density, "blocks": prune.density}
         return {
-            "model": str(self.base),
+            "model": self.config.model,
             "task": self.task.name,
             "examples": {"train": len(self.context.train), "dev": len(self.context.dev)},
             "encoder_parameters": dense_size(self.start.config),
             "block": format_block(prune.blocks.shape) if prune.blocks.enabled else None,
             "stages": {
-                name: {"steps": num_steps(self.context, stages[name], stages[name].epochs), "density": density[name]}
-                for name in _stage_names(self.config)
+                name: {"steps": num_steps(self.context, stage, stage.epochs), "density": density[name]}
+                for name, stage in self._stages().items()
             },
         }
 
     def finish(self) -> dict[str, Any]:
         """Run the stages that are not finished, then write and evaluate the final model."""
-        started = time.perf_counter()
         reports: dict[str, dict[str, Any]] = {}
         prune = self.config.prune
         dense = self.start
@@ -202,7 +252,7 @@ class _Run:
         self._save(self.folder.final, model, masks)
         final, _ = self._load(self.folder.final)
         summary = summarize(self.config, self.task, final, masks, score(self.context, final), reports)
-        summary["seconds"] = round(time.perf_counter() - started, 1)
+        summary["seconds"] = round(sum(report["seconds"] for report in reports.values()), 1)
         write_json(self.folder.summary, summary)
         self.folder.describe(state="finished")
         return summary
@@ -211,9 +261,7 @@ class _Run:
         """A model by name: unset or "dense" the default, "pretrained" the starting model, else a folder."""
         if name is None or name == "dense":
             return default
-        if name == "pretrained":
-            return self.start
-        return self._load(resolve_model(name, offline=self.config.offline))[0]
+        return self.start if name == "pretrained" else self.given[name]
 
     def _stage(self, name: str, reports: dict[str, Any], work: Callable[[Path], Model]) -> Model:
         """Run a stage, or take it as finished; its report is written last."""

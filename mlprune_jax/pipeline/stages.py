@@ -111,9 +111,9 @@ def stage_seed(seed: int, stage: str) -> int:
 
 
 def score(context: Context, model: Model) -> dict[str, Any]:
-    """Metrics and loss on the dev split."""
+    """Metrics and loss on the dev split, in float32 whatever the training computed in: `mlprune eval` agrees."""
     batches = eval_batches(context.dev, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
-    forward = make_forward(context.module(model.config))
+    forward = make_forward(TaskModel(model.config, context.task.kind, context.num_labels))
     return evaluate(forward, model.params, batches, context.task.metrics, context.task.kind)
 
 

@@ -9,12 +9,16 @@ from typer.testing import CliRunner
 
 from mlprune_jax import pipeline
 from mlprune_jax.cli import app
+from mlprune_jax.config.loading import load_config
+from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
 from mlprune_jax.pipeline.folder import load_masks
 from mlprune_jax.pruning.density import dense_size
 from mlprune_jax.pruning.granularity import MATRICES, matrix_shapes
+
+pytestmark = pytest.mark.xdist_group("pipeline")  # one worker: the run is made once
 
 TARGET = 0.4
 STAGES = ("dense", "heads_rows", "blocks")
@@ -113,9 +117,6 @@ def test_metrics_are_lines_of_json(finished):
 
 
 def test_resolved_config_is_the_config(finished, tiny):
-    from mlprune_jax.config.loading import load_config
-    from mlprune_jax.config.settings import RunConfig
-
     assert load_config(RunConfig, finished / "config.resolved.yaml") == tiny.config()
 
 
