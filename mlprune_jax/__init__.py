@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from mlprune_jax.pruning.binarize import binarize
     from mlprune_jax.pruning.density import BlockCost, HeadRowCost, counted_budget, cut_to
     from mlprune_jax.pruning.granularity import HEAD, ROW, Granularity, block, find_groups
-    from mlprune_jax.pruning.masks import apply_masks, as_bool, compute_masks, init_scores, init_thresholds
+    from mlprune_jax.pruning.masks import (
+        apply_masks,
+        as_bool,
+        compute_masks,
+        init_scores,
+        init_thresholds,
+        masks_keeping,
+    )
     from mlprune_jax.pruning.regularizer import add_density_penalty
     from mlprune_jax.pruning.shrink import shrink
     from mlprune_jax.training.losses import distillation_loss
@@ -37,7 +44,7 @@ _HOME = {
     "pruning.binarize": ("binarize",),
     "pruning.density": ("BlockCost", "HeadRowCost", "counted_budget", "cut_to"),
     "pruning.granularity": ("HEAD", "ROW", "Granularity", "block", "find_groups"),
-    "pruning.masks": ("apply_masks", "as_bool", "compute_masks", "init_scores", "init_thresholds"),
+    "pruning.masks": ("apply_masks", "as_bool", "compute_masks", "init_scores", "init_thresholds", "masks_keeping"),
     "pruning.regularizer": ("add_density_penalty",),
     "pruning.shrink": ("shrink",),
     "training.losses": ("distillation_loss",),
@@ -72,6 +79,7 @@ __all__ = [
     "inspect_folder",
     "load_config",
     "load_pretrained",
+    "masks_keeping",
     "plan",
     "resume",
     "run",

@@ -63,8 +63,9 @@ class PruneStage(TrainSettings):
     Attributes:
         enabled: false skips the stage.
         density: kept fraction of the DENSE encoder, by count, after this stage; unset: derived from ``prune.density``.
-        start_from: where the student's weights come from; unset: the stage before.
-        teacher: folder of another teacher; unset: the stage before.
+        start_from: where the student's weights come from: "pretrained" is ``model``, "dense" the dense stage's result,
+            else a folder; unset: the stage before.
+        teacher: another teacher, named likewise; unset: the stage before.
         score_learning_rate, threshold_learning_rate: of scores and thresholds.
         score_init, score_scale: see `mlprune_jax.pruning.masks.init_scores`.
         threshold_start: first logit of the kept fractions; 5 keeps 99.3 %, 10 (published) everything.

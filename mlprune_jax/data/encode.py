@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
@@ -18,18 +18,7 @@ from mlprune_jax.errors import ConfigError, ModelError
 _CHUNK = 4096  # texts handed over at once: enough to keep all cores busy, little enough to keep in memory as lists
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer; ``len`` is the size of its vocabulary."""
-
-    @property
-    def pad_token_id(self) -> int | None: ...
-
-    def __len__(self) -> int: ...
-
-    def __call__(self, *texts: Any, **options: Any) -> Any: ...
-
-    def num_special_tokens_to_add(self, pair: bool = False) -> int: ...
+Tokenizer = Any  # a transformers tokenizer; its attributes are dynamic, so no protocol can check them
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = Fa
         else:
             shutil.rmtree(workdir, ignore_errors=True)
         raise
-    return checked.finish()
+    return _finish(checked)
 
 
 def resume(workdir: Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -86,7 +86,19 @@ def resume(workdir: Path, *, quiet: bool = False) -> dict[str, Any]:
         raise DataError(f"{workdir} holds no run", hint="start one with `mlprune prune`")
     if folder.summary.is_file():
         return read_json(folder.summary)
-    return _Run(load_config(RunConfig, folder.resolved), folder, quiet=quiet).finish()
+    return _finish(_Run(load_config(RunConfig, folder.resolved), folder, quiet=quiet))
+
+
+def _finish(checked: _Run) -> dict[str, Any]:
+    """Run to the end; ``run.json`` says how it ended."""
+    checked.folder.describe(state="running")
+    try:
+        summary = checked.finish()
+    except BaseException as error:
+        checked.folder.describe(state="stopped", reason=f"{type(error).__name__}: {error}"[:300])
+        raise
+    checked.folder.describe(state="finished")
+    return summary
 
 
 def plan(config: RunConfig, workdir: Path | None = None) -> dict[str, Any]:
@@ -182,7 +194,7 @@ class _Run:
                 hint=f"set max_length to {config.max_position_embeddings} or less",
             )
         if prune.blocks.enabled:
-            for model in (self.start, self._choose(prune.blocks.start_from, self.start)):
+            for model in (self.start, self._choose(prune.blocks.start_from, self.start, self.start)):
                 find_groups(model.config, (block(prune.blocks.shape),))
         if not self.config.dense.enabled and self.fresh_head:
             raise ConfigError(
@@ -198,13 +210,13 @@ class _Run:
         prune = self.config.prune
         first, last = prune.heads_rows, prune.blocks
         if first.enabled:
-            student = self._choose(first.start_from, self.start).config
+            student = self._choose(first.start_from, self.start, self.start).config
             tiles = last.shape if last.enabled else None
             self._check_target(
                 first, HeadRowCost(student, find_groups(student, (HEAD, ROW)), tiles), prune.head_row_density
             )
         if last.enabled:
-            student = self._choose(last.start_from, self.start).config
+            student = self._choose(last.start_from, self.start, self.start).config
             known = not first.enabled or last.start_from is not None
             target = prune.density if known else prune.density / prune.head_row_density
             self._check_target(last, BlockCost(student, find_groups(student, (block(last.shape),))), target)
@@ -239,14 +251,14 @@ class _Run:
             dense = self._stage("dense", reports, self._dense)
         model, teacher = dense, dense
         if prune.heads_rows.enabled:
-            student = self._choose(prune.heads_rows.start_from, dense)
-            teacher = self._choose(prune.heads_rows.teacher, dense)
+            student = self._choose(prune.heads_rows.start_from, dense, dense)
+            teacher = self._choose(prune.heads_rows.teacher, dense, dense)
             model = self._stage("heads_rows", reports, lambda path: self._heads_rows(path, student, teacher))
             teacher, _ = self._load(self.folder.stage("heads_rows") / "teacher")
         masks = None
         if prune.blocks.enabled:
-            student = self._choose(prune.blocks.start_from, model)
-            judge = self._choose(prune.blocks.teacher, teacher)
+            student = self._choose(prune.blocks.start_from, model, dense)
+            judge = self._choose(prune.blocks.teacher, teacher, dense)
             model = self._stage("blocks", reports, lambda path: self._blocks(path, student, judge))
             masks = load_masks(self.folder.stage("blocks"))
         self._save(self.folder.final, model, masks)
@@ -254,14 +266,13 @@ class _Run:
         summary = summarize(self.config, self.task, final, masks, score(self.context, final), reports)
         summary["seconds"] = round(sum(report["seconds"] for report in reports.values()), 1)
         write_json(self.folder.summary, summary)
-        self.folder.describe(state="finished")
         return summary
 
-    def _choose(self, name: str | None, default: Model) -> Model:
-        """A model by name: unset or "dense" the default, "pretrained" the starting model, else a folder."""
-        if name is None or name == "dense":
+    def _choose(self, name: str | None, default: Model, dense: Model) -> Model:
+        """A model by name: unset the default, "dense" the dense stage's, "pretrained" the starting one, or a folder."""
+        if name is None:
             return default
-        return self.start if name == "pretrained" else self.given[name]
+        return {"dense": dense, "pretrained": self.start, **self.given}[name]
 
     def _stage(self, name: str, reports: dict[str, Any], work: Callable[[Path], Model]) -> Model:
         """Run a stage, or take it as finished; its report is written last."""

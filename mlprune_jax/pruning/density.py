@@ -102,7 +102,7 @@ class HeadRowCost:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """Pricing of tile groups; what tiles cannot remove (biases, layer norms) is a fixed cost."""
+    """Pricing of tile groups; what they cannot remove (biases, layer norms, matrices without tiles) always counts."""
 
     config: ModelConfig
     groups: tuple[Group, ...]
@@ -118,8 +118,7 @@ class BlockCost:
 
     def count(self, kept: Mapping[str, Number]) -> Number:
         """Encoder parameters when each group keeps ``kept`` tiles."""
-        kernels = encoder_size(self.config, biases=False)
-        fixed = encoder_size(self.config) - kernels
+        fixed = encoder_size(self.config) - sum(g.size * g.unit[0] * g.unit[1] for g in self.groups)
         return fixed + sum(kept[g.name] * g.unit[0] * g.unit[1] for g in self.groups)
 
 

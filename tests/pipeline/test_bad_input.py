@@ -12,8 +12,6 @@ from typer.testing import CliRunner
 from mlprune_jax.cli import app
 from mlprune_jax.pipeline.folder import RunFolder, write_json
 
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 LINES = 12
 
 

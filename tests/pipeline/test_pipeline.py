@@ -18,8 +18,6 @@ from mlprune_jax.pipeline.folder import load_masks
 from mlprune_jax.pruning.density import dense_size
 from mlprune_jax.pruning.granularity import MATRICES, matrix_shapes
 
-pytestmark = pytest.mark.xdist_group("pipeline")  # one worker: the run is made once
-
 TARGET = 0.4
 STAGES = ("dense", "heads_rows", "blocks")
 
