@@ -11,9 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mlprune_jax.config.geometry import Indices, LayerShape, ModelConfig
+from pallas_kernels.block_sparse_matmul.epilogue import Activation, activate
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -119,15 +121,36 @@ class Dropout(nn.Module):
 
 
 def activation(name: str) -> Any:
-    """The FFN activation of HF's ``hidden_act`` name: erf GELU or its tanh approximation."""
-    return partial(jax.nn.gelu, approximate=name != "gelu")
+    """The FFN activation of HF's ``hidden_act`` name: erf GELU or its tanh approximation, computed in float32."""
+    kind: Activation = "gelu" if name == "gelu" else "gelu_tanh"
+    return lambda x: activate(x.astype(jnp.float32), kind).astype(x.dtype)
 
 
-def add_into(residual: Hidden, update: Float[Array, "B L kept"], kept: Indices | None) -> Hidden:
-    """Add ``update`` into the ``kept`` features of the residual stream; the other features pass unchanged."""
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def add_into(
+    residual: Float[Array, "*B D"], update: Float[Array, "*B kept"], kept: Indices | None
+) -> Float[Array, "*B D"]:
+    """Add ``update`` into the ``kept`` features of the residual stream; the other features pass unchanged.
+
+    A gather both ways: as a scatter, forward, it takes 2 to 7 times as long on a CPU (128 to 4096 tokens, 768 features).
+    """
     if kept is None:
         return residual + update
-    return residual.at[..., jnp.asarray(kept)].add(update, unique_indices=True, indices_are_sorted=True)
+    source = np.full(residual.shape[-1], len(kept))  # features that are not kept read the zero behind the last
+    source[list(kept)] = np.arange(len(kept))
+    padded = jnp.pad(update, [(0, 0)] * (update.ndim - 1) + [(0, 1)])
+    return residual + jnp.take(padded, source, axis=-1, mode="clip")
+
+
+def _add_forward(residual: Array, update: Array, kept: Indices | None) -> tuple[Array, None]:
+    return add_into(residual, update, kept), None
+
+
+def _add_backward(kept: Indices | None, _: None, upstream: Array) -> tuple[Array, Array]:
+    return upstream, upstream if kept is None else jnp.take(upstream, np.asarray(kept), axis=-1, mode="clip")
+
+
+add_into.defvjp(_add_forward, _add_backward)
 
 
 class _Part(nn.Module):

@@ -1,0 +1,1 @@
+"""Finished models made fast: simplified, packed, dispatched by measured cost, compiled, and asked."""
