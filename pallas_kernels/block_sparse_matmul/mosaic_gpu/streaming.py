@@ -71,7 +71,7 @@ def _body(
             )(x, values)
             return acc[...]
 
-        acc = pl.run_scoped(multiply, plgpu.ACC((rows, block_out), jnp.float32))
+        acc = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((rows, block_out), jnp.float32))
         store_tile(call, acc, bias, added, out, staging, tile * rows, column * block_out)
 
     plgpu.wait_smem_to_gmem(0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, reduce
-from itertools import compress, product as combinations
 from typing import Any
 
 import jax
@@ -22,10 +21,6 @@ from pallas_kernels.block_sparse_matmul.mosaic_gpu.call import Call
 from pallas_kernels.block_sparse_matmul.mosaic_gpu.epilogue_gpu import CHUNK, load_residual, store_tile
 from pallas_kernels.block_sparse_matmul.mosaic_gpu.tiles import WARPGROUP_ROWS, operand_transforms, transforms
 from pallas_kernels.block_sparse_matmul.mosaic_gpu.tiling import PRODUCER_REGISTERS
-
-SWITCHED = 3
-"""Columns whose products start together. A branch that holds a wgmma ends with a wait for it, as the accumulator leaves
-the branch as a value; so one branch for each subset of a few columns, instead of one for each column."""
 
 
 def product(
@@ -92,12 +87,17 @@ def _body(
         row = warpgroup * WARPGROUP_ROWS
 
         def multiply(*accs: Any) -> list[Array]:
-            visit = partial(_multiply, accs, x_ring, w_ring, full, empty, row, tiling.stages)
-            _walk(call, offsets, indices, first_column, visit)
+            visit = partial(_multiply, call, accs, x_ring, w_ring, full, empty, row)
+            steps = _walk(call, offsets, indices, first_column, visit)
+
+            @pl.when(steps > 0)
+            def _() -> None:
+                _release(call, empty, steps - 1)
+
             return [acc[...] for acc in accs]
 
         width = call.block_shape[1]
-        accs = [plgpu.ACC((WARPGROUP_ROWS, width), jnp.float32)] * tiling.group
+        accs = [plgpu.WGMMAAccumulatorRef((WARPGROUP_ROWS, width), jnp.float32)] * tiling.group
         results = pl.run_scoped(multiply, *accs)
         out_row = tile * tiling.rows + row
         for g, acc in enumerate(results):
@@ -105,7 +105,7 @@ def _body(
             @pl.when(first_column + g < call.grid[1])  # the last group may reach past the matrix
             def _store(g: int = g, acc: Array = acc) -> None:
                 column = (first_column + g) * width
-                added = load_residual(call, residual, out_row, column, acc.shape)
+                added = load_residual(call, residual, out_row, column, (WARPGROUP_ROWS, width))
                 store_tile(call, acc, bias, added, out, staging.at[warpgroup], out_row, column)
 
         plgpu.wait_smem_to_gmem(0)
@@ -183,34 +183,36 @@ def _fetch(
 
 
 def _multiply(
+    call: Call,
     accs: tuple[Any, ...],
     x_ring: Any,
     w_ring: Any,
     full: Any,
     empty: Any,
     row: Any,
-    stages: int,
     step: Any,
     k: Any,
     positions: list[Any],
     hits: list[Any],
 ) -> None:
-    """A consumer's visit: the products of the stored blocks, by one branch for each subset of a few columns."""
+    """A consumer's visit: the products of the stored blocks."""
     del k, positions
-    slot = lax.rem(step, stages)
+    slot = lax.rem(step, call.tiling.stages)
     plgpu.barrier_wait(full.at[slot])
 
-    def branch(columns: tuple[int, ...]) -> Callable[[], None]:
-        def run() -> None:
-            for g in columns:
-                plgpu.wgmma(accs[g], x_ring.at[slot, pl.ds(row, WARPGROUP_ROWS)], w_ring.at[slot, g])
+    # The products of the visit before ran while the next row was looked for, and only now have to be over.
+    @pl.when(step > 0)
+    def _() -> None:
+        _release(call, empty, step - 1)
 
-        return run
+    for g, hit in enumerate(hits):
+        # The machine code holds no wait for a product at the end of such a branch, only a fence at its beginning.
+        @pl.when(hit)
+        def _(g: int = g) -> None:
+            plgpu.wgmma(accs[g], x_ring.at[slot, pl.ds(row, WARPGROUP_ROWS)], w_ring.at[slot, g])
 
-    for start in range(0, len(accs), SWITCHED):
-        columns = range(start, min(start + SWITCHED, len(accs)))
-        subset = reduce(lambda bits, g: bits * 2 + hits[g].astype(jnp.int32), columns, jnp.int32(0))
-        subsets = combinations((0, 1), repeat=len(columns))
-        lax.switch(subset, [branch(tuple(compress(columns, chosen))) for chosen in subsets])
+
+def _release(call: Call, empty: Any, step: Any) -> None:
+    """Give a visit's tiles back to the producer, once every product that was begun is over."""
     plgpu.wgmma_wait(0)
-    plgpu.barrier_arrive(empty.at[slot])
+    plgpu.barrier_arrive(empty.at[lax.rem(step, call.tiling.stages)])

@@ -95,7 +95,7 @@ def _body(
                 _multiply_column(call, acc, indices, panel, ring, full, empty, row, bounds)
                 return acc[...]
 
-            acc = pl.run_scoped(multiply, plgpu.ACC((WARPGROUP_ROWS, width), jnp.float32))
+            acc = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((WARPGROUP_ROWS, width), jnp.float32))
             store_tile(call, acc, bias, added, out, my_staging, out_row, column * width)
 
         lax.fori_loop(first_column, last_column, column_step, None)

@@ -1,0 +1,18 @@
+"""Pallas' interpreter of GPU kernels: the one place that imports it, as it is no public interface and may move."""
+
+from jax import block_until_ready
+from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
+from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+
+def run(product):
+    """``product(interpret)`` in the interpreter, and whether two of its threads raced.
+
+    The interpreter keeps the memory of a kernel that failed, and the next one would find it.
+    """
+    try:
+        result = block_until_ready(product(InterpretGPUParams(detect_races=True)))
+        return result, interpret_pallas_call.get_races().races_found
+    except BaseException:
+        gpu_callbacks.reset_gpu_interpret_mode_state()
+        raise
