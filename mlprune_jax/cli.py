@@ -40,6 +40,8 @@ Seed = Annotated[int | None, typer.Option(help="Seed of everything random; the c
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the Hugging Face hub.")]
+DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on accelerators if unset.")]
+Implementation = Annotated[str | None, typer.Option(help="Of every block-sparse product; by measured cost if unset.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 
@@ -162,6 +164,83 @@ def inspect(folder: Folder, as_json: Json = False, debug: Debug = False) -> None
     _perform(work, Switches(as_json, offline=True, debug=debug))
 
 
+@app.command()
+def predict(
+    folder: Folder,
+    source: Annotated[
+        str, typer.Option("--input", "-i", metavar="FILE", help="tsv, csv or jsonl; - reads standard input.")
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="jsonl; - writes standard output.")
+    ] = "-",
+    table_format: Annotated[
+        str | None, typer.Option("--format", help="tsv, csv or jsonl; the file's ending else.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of the texts, a,b for pairs; the task's otherwise.")
+    ] = None,
+    skip_damaged: Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged lines out, and say so.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts in one step.")] = 32,
+    dtype: DType = None,
+    implementation: Implementation = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Predict for every row of a table, as it comes in, one JSON object a line."""
+
+    def work() -> dict[str, Any] | None:
+        from mlprune_jax.inference.predict import predict_file
+
+        count = predict_file(
+            folder,
+            source,
+            output,
+            table_format=table_format,
+            columns=tuple(columns.split(",")) if columns else None,
+            skip_damaged=skip_damaged,
+            batch_size=batch_size,
+            dtype=dtype,
+            implementation=implementation,
+        )
+        return None if output == "-" else {"predictions": count, "output": output}
+
+    _perform(work, Switches(quiet=quiet, offline=True, debug=debug))
+
+
+@app.command()
+def bench(
+    folder: Annotated[Path | None, typer.Argument(metavar="RUN_OR_FOLDER", help="A finished model.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,32",
+    seq: Annotated[str, typer.Option(help="Lengths in tokens.")] = "128",
+    dtype: DType = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each variant.")] = 10,
+    implementation: Implementation = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="First measure this device's cost table.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON file; a run's own bench.json else.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Time a model: dense original, shrunk, and block-sparse side by side; with --calibrate, the device's products."""
+
+    def work() -> dict[str, Any]:
+        from mlprune_jax.inference import bench as benching
+
+        if folder is None and not calibrate:
+            raise ConfigError("nothing to time", hint="name a finished model, or pass --calibrate")
+        result = {"table": str(benching.calibrate_device())} if calibrate else {}
+        if folder is None:
+            return result
+        batches, lengths = (_numbers(text, name) for text, name in ((batch, "--batch"), (seq, "--seq")))
+        return result | benching.bench_to_file(
+            folder, output, batches=batches, lengths=lengths, dtype=dtype, rounds=rounds, implementation=implementation
+        )
+
+    _perform(work, Switches(as_json, quiet, offline=True, debug=debug))
+
+
 @config_app.command("check")
 def config_check(file: ConfigFile, overrides: Overrides = None, as_json: Json = False, debug: Debug = False) -> None:
     """Validate a config file and name everything that is wrong with it."""
@@ -216,6 +295,14 @@ def _as_overrides(options: dict[str, str | float | None], overrides: list[str] |
     return given + (overrides or [])
 
 
+def _numbers(text: str, option: str) -> list[int]:
+    """``"1,8,32"`` as numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"{option} takes numbers of at least 1 with commas between, got {text!r}")
+    return [int(part) for part in parts]
+
+
 def _next_free(folder: Path) -> Path:
     """``folder``, or the first of ``folder-2``, ``folder-3``, ... that does not exist yet."""
     free, number = folder, 1
@@ -233,8 +320,8 @@ def _start(config: RunConfig, workdir: Path, *, dry_run: bool, quiet: bool) -> d
     return pipeline.run(config, workdir, command=shlex.join(["mlprune", *sys.argv[1:]]), quiet=quiet)
 
 
-def _perform(work: Callable[[], dict[str, Any]], switches: Switches) -> None:
-    """Do a command's work and print its result; whatever else is printed goes to standard error."""
+def _perform(work: Callable[[], dict[str, Any] | None], switches: Switches) -> None:
+    """Do a command's work and print its result, if any; whatever else is printed goes to standard error."""
     from mlprune_jax.report.tables import print_result
 
     _prepare_process(switches)
@@ -243,7 +330,7 @@ def _perform(work: Callable[[], dict[str, Any]], switches: Switches) -> None:
             result = work()
         if switches.as_json:
             typer.echo(_to_json(result))
-        else:
+        elif result is not None:
             print_result(result)
 
 

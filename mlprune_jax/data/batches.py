@@ -64,7 +64,7 @@ class Batches:
         """
         epoch, position = divmod(int(step), self.steps_per_epoch)
         rows, lengths = self._plan(epoch)
-        return _gather(self._encoded, rows[position], int(lengths[position]))
+        return gather(self._encoded, rows[position], int(lengths[position]))
 
     def iterate(self, start_step: int, num_steps: int) -> Iterator[Batch]:
         """The batches of ``num_steps`` steps from ``start_step`` on, made ahead of time in threads."""
@@ -121,7 +121,7 @@ def _eval_batch(
 ) -> Batch:
     missing = batch_size - len(rows)
     # Copies rather than empty rows: attention over nothing would be NaN.
-    batch = _gather(encoded, np.append(rows, np.full(missing, rows[0])), buckets[bucket_of[rows].max()])
+    batch = gather(encoded, np.append(rows, np.full(missing, rows[0])), buckets[bucket_of[rows].max()])
     batch["weights"] = np.append(np.ones(len(rows), np.float32), np.zeros(missing, np.float32))
     batch["index"] = np.append(rows, np.full(missing, -1)).astype(np.int32)
     return batch
@@ -147,7 +147,7 @@ def _sort_into_buckets(encoded: Encoded, buckets: Sequence[int]) -> tuple[tuple[
     return needed, np.searchsorted(needed, encoded.lengths)
 
 
-def _gather(encoded: Encoded, rows: np.ndarray, length: int) -> Batch:
+def gather(encoded: Encoded, rows: np.ndarray, length: int) -> Batch:
     """The examples ``rows``, padded to ``length`` tokens."""
     starts = encoded.offsets[rows, None]
     places = np.arange(length)

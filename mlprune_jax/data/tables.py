@@ -10,14 +10,16 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mlprune_jax.errors import DataError
 
 OnDamaged = Literal["error", "skip"]
 Record = dict[str, str | None] | str  # one row by column name, or what is wrong with its line
-Rows = Iterable[tuple[int, Record]]  # with the 1-based line each row starts on
+Rows = Iterator[tuple[int, Record]]  # with the 1-based line each row starts on
+Stream = Iterable[str]  # lines with their "\n", as an open file or a StringIO gives them
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -72,7 +74,7 @@ def read_table(
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unknown table format {path.suffix!r}", hint=f"use one of {', '.join(READERS)}")
-    found, rows = reader(_read_text(path), path, header)
+    found, rows = reader(io.StringIO(_read_text(path)), path, header)
     names = _choose(path, found, columns, optional)
     table = Table(path, {name: [] for name in names}, [])
     skipped = _fill(table, rows, on_damaged)
@@ -82,6 +84,43 @@ def read_table(
     if not table.lines:
         raise DataError(f"{path}: no rows, {len(skipped)} damaged lines", hint="pass a file with at least one row")
     return table
+
+
+def stream_rows(
+    stream: Stream, ending: str, columns: Sequence[str], *, source: Path, on_damaged: OnDamaged = "error"
+) -> Iterator[tuple[int, list[str]]]:
+    """The named columns of a table, row by row as the stream delivers them; formats as in `read_table`.
+
+    Args:
+        stream: open text, read with ``newline="\\n"``.
+        ending: ".tsv", ".csv" or ".jsonl".
+        columns: names that must be there.
+        source: where the stream comes from, for messages.
+        on_damaged: "skip" leaves damaged lines out and logs each; "error" stops there.
+
+    Yields:
+        The 1-based line a row starts on, and its cells.
+
+    Raises:
+        DataError: as in `read_table`, when the stream gets there.
+    """
+    if ending not in READERS:
+        raise DataError(f"{source}: unknown table format {ending!r}", hint=f"use one of {', '.join(READERS)}")
+    try:
+        found, rows = READERS[ending](stream, source, None)
+        names = _choose(source, found, columns, ())
+        for line, record in rows:
+            cells = _pick(record, names)
+            if not isinstance(cells, str):
+                yield line, cells
+            elif on_damaged == "skip":
+                _log.warning("%s, line %d: %s: left out", source, line, cells)
+            else:
+                raise DataError(
+                    f"{source}, line {line}: {cells}", hint="repair the line, or skip damaged lines (--skip-damaged)"
+                )
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: not UTF-8 ({error.reason})", hint="save the file as UTF-8") from None
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -165,9 +204,20 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _lines(text: str) -> list[str]:
-    # Not splitlines(): it also splits at \x0b, \x1c, \u2028 and others, which are part of the text here.
-    return [line.removesuffix("\r") for line in text.split("\n")]
+def _lines(stream: Stream) -> Iterator[str]:
+    """Lines without their ends and without blank ones at the end.
+
+    Only "\\n" ends a line. ``splitlines`` also splits at \\x0b, \\x1c, \\u2028 and others, which are text here.
+    """
+    blank = 0
+    for raw in stream:
+        line = raw.removesuffix("\n").removesuffix("\r")
+        if not line:
+            blank += 1
+            continue
+        yield from ("",) * blank
+        blank = 0
+        yield line
 
 
 def _record(names: Sequence[str], cells: Sequence[str]) -> Record:
@@ -176,21 +226,21 @@ def _record(names: Sequence[str], cells: Sequence[str]) -> Record:
     return dict(zip(names, cells, strict=True))
 
 
-def _read_tsv(text: str, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:
-    lines = _lines(text)
-    names = header or lines.pop(0).split("\t")
+def _read_tsv(stream: Stream, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:
+    lines = _lines(stream)
+    names = header or _first(lines, path).split("\t")
     first = 1 if header else 2
     return names, ((number, _record(names, line.split("\t"))) for number, line in enumerate(lines, first))
 
 
-def _read_csv(text: str, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:
-    cells = _csv_cells(text, path)
-    names = header or next(cells)[1]
+def _read_csv(stream: Stream, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:
+    cells = _csv_cells(stream, path)
+    names = header or _first(cells, path)[1]
     return names, ((number, _record(names, row)) for number, row in cells)
 
 
-def _csv_cells(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text), strict=True)
+def _csv_cells(stream: Stream, path: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(stream, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -202,10 +252,22 @@ def _csv_cells(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
             raise DataError(f"{path}, line {line}: {error}", hint="repair the quoting of the row") from None
 
 
-def _read_jsonl(text: str, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:
-    lines = _lines(text)
-    first = next((record for record in map(_object, lines) if isinstance(record, dict)), {})
-    return list(first), enumerate(map(_object, lines), 1)
+def _read_jsonl(stream: Stream, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:
+    records = enumerate(map(_object, _lines(stream)), 1)
+    damaged, names = [], []
+    for number, record in records:
+        damaged.append((number, record))
+        if isinstance(record, dict):
+            names = list(record)
+            break
+    return names, chain(damaged, records)
+
+
+def _first(items: Iterator[Any], path: Path) -> Any:
+    item = next(items, None)
+    if item is None:
+        raise DataError(f"{path}: the file is empty", hint="pass a file with at least one row")
+    return item
 
 
 def _object(line: str) -> Record:
@@ -227,7 +289,7 @@ def _plain(cell: object) -> str | None:
     return None
 
 
-READERS: dict[str, Callable[[str, Path, Sequence[str] | None], tuple[Sequence[str], Rows]]] = {
+READERS: dict[str, Callable[[Stream, Path, Sequence[str] | None], tuple[Sequence[str], Rows]]] = {
     ".tsv": _read_tsv,
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,

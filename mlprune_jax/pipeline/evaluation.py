@@ -5,17 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.data.batches import eval_batches
 from mlprune_jax.data.encode import load_tokenizer
-from mlprune_jax.errors import IntegrityError, ModelError
-from mlprune_jax.models.hf_config import read_config
-from mlprune_jax.models.model_folder import check_folder
+from mlprune_jax.errors import ModelError
+from mlprune_jax.inference.stored import known_task, load_masks, model_folder, stored_kind
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.models.tasks import TaskModel
-from mlprune_jax.pipeline.folder import load_masks, model_folder, read_json
+from mlprune_jax.pipeline.folder import read_json
 from mlprune_jax.pipeline.source import encode_split, load_splits
 from mlprune_jax.pipeline.summary import describe_model
 from mlprune_jax.training.metrics import evaluate, make_forward
@@ -37,7 +33,7 @@ def evaluate_folder(
         DataError, ModelError: nothing there, or a model without a task.
     """
     folder = model_folder(path)
-    settings = stored_task(folder)
+    settings = known_task(folder)
     source = data or _own_data(path)
     task, examples = load_splits(settings, source, (split,), offline=offline)
     loaded = load_pretrained(folder, num_labels=len(task.labels) or None, kind=task.kind)
@@ -52,7 +48,7 @@ def evaluate_folder(
 def inspect_folder(path: Path) -> dict[str, Any]:
     """What a model keeps: densities by count and, per layer, heads, rows and blocks; of a run also its metrics."""
     folder = model_folder(path)
-    loaded = load_pretrained(folder, num_labels=None, kind=_stored_kind(folder))
+    loaded = load_pretrained(folder, num_labels=None, kind=stored_kind(folder))
     description = {"model": str(folder), **describe_model(loaded.config, load_masks(folder))}
     summary = path / "summary.json"
     if summary.is_file():
@@ -60,37 +56,6 @@ def inspect_folder(path: Path) -> dict[str, Any]:
         description |= {key: stored[key] for key in ("task", "metric", "target_density", "stages")}
         description["final"] = {k: v for k, v in stored["final"].items() if k not in description}
     return description
-
-
-def stored_task(folder: Path) -> TaskSettings:
-    """The task that a model folder was trained for.
-
-    Raises:
-        ModelError: the folder holds no model, or does not say.
-        IntegrityError: what it says is no task.
-    """
-    check_folder(folder)
-    stored = read_config(folder).raw.get("mlprune")
-    if not isinstance(stored, dict) or "task" not in stored:
-        raise ModelError(
-            f"{folder} does not say which task it is for: no run of mlprune wrote it",
-            hint="fine-tune it with `mlprune prune`, which stores the task with the model",
-        )
-    try:
-        return TaskSettings.model_validate(stored["task"])
-    except ValidationError as error:
-        raise IntegrityError(
-            f"{folder / 'config.json'}: mlprune.task is damaged: {error.errors()[0]['msg']}",
-            hint="take the file of the original folder",
-        ) from error
-
-
-def _stored_kind(folder: Path) -> Any:
-    check_folder(folder)
-    config = read_config(folder).raw
-    if "BertForQuestionAnswering" in config.get("architectures", []):
-        return "span"
-    return "regression" if config.get("problem_type") == "regression" else "classification"
 
 
 def _own_data(path: Path) -> str:

@@ -16,15 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file, save_file
 
 from mlprune_jax.config.loading import dump_config
 from mlprune_jax.config.settings import RunConfig
-from mlprune_jax.errors import ConfigError, DataError, IntegrityError
-
-MASKS = "masks.safetensors"
+from mlprune_jax.errors import ConfigError, IntegrityError
 
 
 class RunFolder:
@@ -99,33 +94,6 @@ class RunFolder:
         """Append a line to ``metrics.jsonl``."""
         with (self.root / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
-
-
-def model_folder(path: Path) -> Path:
-    """The model in ``path``: a run's final model, or the folder itself.
-
-    Raises:
-        DataError: a run that has not finished, or no folder at all.
-    """
-    if not path.exists():
-        raise DataError(f"no folder {str(path)!r}", hint="pass a run's folder or a model's folder")
-    if (path / "run.json").is_file():
-        if not (path / "summary.json").is_file():
-            raise DataError(f"the run in {path} has not finished", hint=f"finish it with `mlprune resume {path}`")
-        return path / "final"
-    return path
-
-
-def save_masks(folder: Path, masks: dict[str, Any]) -> None:
-    """Write bool masks by parameter path."""
-    save_file({"/".join(k): np.asarray(v, bool) for k, v in flatten_dict(masks).items()}, folder / MASKS)
-
-
-def load_masks(folder: Path) -> dict[str, Any] | None:
-    """Masks of a folder as `save_masks` wrote them, ``None`` where there are none."""
-    if not (folder / MASKS).is_file():
-        return None
-    return unflatten_dict({tuple(k.split("/")): v for k, v in load_file(folder / MASKS).items()})
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,9 +18,10 @@ from mlprune_jax.config.settings import PruneStage, RunConfig, TaskSettings, Tra
 from mlprune_jax.data.demo import write_demo
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError
+from mlprune_jax.inference.stored import load_masks, save_masks
 from mlprune_jax.models.pretrained import load_pretrained, resolve_model, save_pretrained
 from mlprune_jax.models.tasks import TaskModel, init_params
-from mlprune_jax.pipeline.folder import RunFolder, load_masks, read_json, save_masks, write_json
+from mlprune_jax.pipeline.folder import RunFolder, read_json, write_json
 from mlprune_jax.pipeline.source import encode_split, load_splits, tokenizer_files
 from mlprune_jax.pipeline.stages import (
     Context,

@@ -7,10 +7,10 @@ from typing import Any
 
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.data.custom import load_custom
-from mlprune_jax.data.demo import DEMO
 from mlprune_jax.data.encode import Encoded, encode
 from mlprune_jax.data.glue import load_examples
-from mlprune_jax.data.tasks import Examples, Task, glue_task
+from mlprune_jax.data.named import named_task
+from mlprune_jax.data.tasks import Examples, Task
 from mlprune_jax.errors import DataError, ModelError
 
 
@@ -33,7 +33,7 @@ def load_splits(
             on_damaged=settings.on_damaged,
         )
     else:
-        task = DEMO if settings.task == DEMO.name else glue_task(settings.task)
+        task = named_task(settings.task)
         examples = {s: load_examples(task, source, s, on_damaged=settings.on_damaged, offline=offline) for s in splits}
     for split in splits:
         if split not in examples or examples[split].labels is None:

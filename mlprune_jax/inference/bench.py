@@ -1,0 +1,151 @@
+"""A model's speed side by side: dense, shrunk and run dense, and block-sparse, interleaved in one run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from pallas_kernels.block_sparse_matmul.costs import CostTable, calibrate, user_table_path
+
+from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
+from mlprune_jax.inference.service import load
+from mlprune_jax.models.model_folder import write_json
+from mlprune_jax.models.names import expected_shapes
+from mlprune_jax.pruning.density import dense_size, encoder_size
+from pallas_kernels import Implementation
+from pallas_kernels.device import hardware_name
+from pallas_kernels.timing import measure_interleaved, ratio
+
+_log = logging.getLogger(__name__)
+
+
+def bench_to_file(
+    path: Path,
+    output: Path | None,
+    *,
+    batches: Sequence[int],
+    lengths: Sequence[int],
+    dtype: str | None = None,
+    rounds: int = 10,
+    implementation: Implementation | None = None,
+) -> dict[str, Any]:
+    """Time a finished model against its dense original and store what was measured.
+
+    Args:
+        path: a finished run, or a model folder.
+        output: JSON file; unset: ``bench.json`` in a run's folder, nothing for a model folder.
+        batches, lengths: every pair is measured, all rows full.
+        dtype: of weights and operands, the same for all variants; unset: the device's usual (`default_dtype`).
+        rounds: measurements of each variant per pair.
+        implementation: of all packed matrices; ``None`` picks by measured cost.
+
+    Returns:
+        ``{"model", "hardware", "jax", "date", "dtype", "rounds", "rows"}``; see `bench_model` for the rows.
+    """
+    dtype = dtype or default_dtype()
+    served = load(path).served
+    described = {"model": str(path), "hardware": hardware_name(), "jax": jax.__version__}
+    result = {**described, "date": time.strftime("%Y-%m-%d"), "dtype": dtype, "rounds": rounds, "rows": []}
+    if output is None and (path / "run.json").is_file():
+        output = path / "bench.json"
+    for row in bench_model(served, batches, lengths, dtype, rounds, implementation):
+        result["rows"].append(row)
+        _log.info("%(variant)s %(batch)dx%(length)d: %(p50_ms).1f ms, %(speedup).2fx dense", row)
+        if output is not None:
+            write_json(output, result)
+    return result
+
+
+def calibrate_device() -> Path:
+    """Measure this device's products and store them where the dispatcher looks for them."""
+    path = user_table_path()
+    calibrate(path)
+    return path
+
+
+def bench_model(
+    served: Served,
+    batches: Sequence[int],
+    lengths: Sequence[int],
+    dtype: str,
+    rounds: int,
+    implementation: Implementation | None = None,
+    table: CostTable | None = None,
+) -> Iterator[dict[str, Any]]:
+    """One row per batch, length and variant.
+
+    Yields:
+        ``variant``, ``batch``, ``length``, ``p50_ms``, ``p90_ms``, ``sentences_per_second``, ``speedup`` over dense
+        (median of the ratios within one round), ``parameter_mb``, ``activation_mb``, ``products``: how many of the
+        encoder's products each implementation runs.
+    """
+    for batch in batches:
+        for length in lengths:
+            compiled = {
+                name: compile_model(
+                    model,
+                    batch_sizes=[batch],
+                    lengths=[length],
+                    dtype=dtype,
+                    implementation=implementation if name == "block-sparse" else None,
+                    table=table,
+                )
+                for name, model in variants(served).items()
+            }
+            yield from _measure(compiled, batch, length, rounds, served.config.vocab_size)
+
+
+def variants(served: Served) -> dict[str, Served]:
+    """What is compared: the dense original's geometry, the model run as dense weights, and the model packed.
+
+    The original has random weights, which take the same time as trained ones.
+    """
+    found = {}
+    if encoder_size(served.config) != dense_size(served.config) or served.masks is not None:
+        config = served.config.model_copy(update={"layers": ()})
+        found["dense"] = Served(config, _random_params(served, config), None, served.kind)
+    name = "shrunk" if found else "dense"
+    found[name] = served._replace(masks=None)
+    if served.masks is not None:
+        found["block-sparse"] = served
+    return found
+
+
+def _random_params(served: Served, config: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    num_labels = len(served.params["head"]["bias"])
+    shapes = expected_shapes(config, num_labels=num_labels, kind=served.kind)
+    scale = np.float32(config.initializer_range)
+    return unflatten_dict({path: scale * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()})
+
+
+def _measure(
+    compiled: dict[str, CompiledModel], batch: int, length: int, rounds: int, vocab_size: int
+) -> Iterator[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, vocab_size, (batch, length), np.int32)
+    full = np.full(batch, length, np.int32)
+    calls = {name: (lambda model=model: model.logits(ids, full)) for name, model in compiled.items()}
+    timings = measure_interleaved(calls, rounds=rounds)
+    for name, timing in timings.items():
+        memory = compiled[name].memory(batch, length)
+        products = Counter(decision.choice.implementation for decision in compiled[name].decisions(batch, length))
+        yield {
+            "variant": name,
+            "batch": batch,
+            "length": length,
+            "p50_ms": round(timing.p50 * 1e3, 3),
+            "p90_ms": round(timing.p90 * 1e3, 3),
+            "sentences_per_second": round(batch / timing.p50, 1),
+            "speedup": round(ratio(timings["dense"], timing), 3),
+            "parameter_mb": round(memory["parameters"] / 2**20, 1),
+            "activation_mb": round(memory["activations"] / 2**20, 1),
+            "products": dict(products),
+        }

@@ -1,0 +1,102 @@
+"""Which matrix runs how, and why: one decision per product, layer and number of tokens."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pallas_kernels.block_sparse_matmul.costs import Choice, CostTable, choose
+
+from mlprune_jax.inference.forward import LayerParams, LayerPlan, ModelParams
+from pallas_kernels import BlockSparse, Implementation, density
+
+PRODUCTS = LayerPlan._fields
+
+
+class Decision(NamedTuple):
+    """How one product of one layer runs.
+
+    Attributes:
+        layer: its number.
+        product: "qkv", "attention_output", "ffn" or "ffn_output".
+        shape: ``(d_in, d_out)`` of the matrix.
+        block_shape: of its blocks; ``None`` for a matrix without.
+        density: stored blocks over all, 1 for a matrix without.
+        choice: the implementation, the reason, and how many times as fast as dense it is expected to be.
+    """
+
+    layer: int
+    product: str
+    shape: tuple[int, int]
+    block_shape: tuple[int, int] | None
+    density: float
+    choice: Choice
+
+
+def decide(
+    params: ModelParams,
+    tokens: int,
+    dtype: str,
+    *,
+    implementation: Implementation | None = None,
+    table: CostTable | None = None,
+) -> tuple[Decision, ...]:
+    """A decision for every product of every layer.
+
+    Args:
+        params: packed.
+        tokens: rows of each product, batch times length.
+        dtype: of the operands.
+        implementation: run every packed matrix with this one; ``None`` picks by measured cost.
+        table: measured costs; ``None`` takes the device's own.
+    """
+    return tuple(
+        _decide_one(i, product, getattr(layer, product).weight, tokens, dtype, implementation, table)
+        for i, layer in enumerate(params.layers)
+        for product in PRODUCTS
+    )
+
+
+def _decide_one(
+    layer: int,
+    product: str,
+    weight: Any,
+    tokens: int,
+    dtype: str,
+    implementation: Implementation | None,
+    table: CostTable | None,
+) -> Decision:
+    if not isinstance(weight, BlockSparse):
+        return Decision(layer, product, weight.shape, None, 1.0, Choice("dense", "no blocks to leave out", 1.0))
+    kept = density(weight)
+    if implementation is not None:
+        choice = Choice(implementation, "asked for", None)
+    else:
+        choice = choose(weight.shape, weight.block_shape, kept, tokens, dtype, table=table)
+    return Decision(layer, product, weight.shape, weight.block_shape, kept, choice)
+
+
+def layer_plans(decisions: tuple[Decision, ...]) -> tuple[LayerPlan, ...]:
+    """The implementations alone, as a `Form` holds them."""
+    names = [decision.choice.implementation for decision in decisions]
+    return tuple(LayerPlan(*names[i : i + len(PRODUCTS)]) for i in range(0, len(names), len(PRODUCTS)))
+
+
+def realise(params: ModelParams, plans: tuple[LayerPlan, ...], dense: Any) -> ModelParams:
+    """Parameters as the plans run them: matrices whose plan is "dense" spread out.
+
+    Args:
+        params: packed.
+        plans: one per layer.
+        dense: ``(layer, product) -> Array``, the spread-out matrix; a caller with several plans keeps them.
+    """
+
+    def layer(i: int, packed: LayerParams, plan: LayerPlan) -> LayerParams:
+        spread = {
+            product: getattr(packed, product)._replace(weight=dense(i, product))
+            for product in PRODUCTS
+            if getattr(plan, product) == "dense" and isinstance(getattr(packed, product).weight, BlockSparse)
+        }
+        return packed._replace(**spread)
+
+    layers = (layer(i, packed, plan) for i, (packed, plan) in enumerate(zip(params.layers, plans, strict=True)))
+    return params._replace(layers=tuple(layers))

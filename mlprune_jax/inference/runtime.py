@@ -1,0 +1,173 @@
+"""Finished models compiled for serving: every bucket of batch and length ahead of time, nothing compiled later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+from pallas_kernels.block_sparse_matmul.costs import CostTable
+
+from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.errors import ConfigError, DataError
+from mlprune_jax.inference.assemble import assemble
+from mlprune_jax.inference.forward import Form, ModelParams, forward
+from mlprune_jax.inference.plan import Decision, decide, layer_plans, realise
+from mlprune_jax.models.bert import DTYPES
+from mlprune_jax.models.names import Kind
+from pallas_kernels import Implementation, to_dense
+from pallas_kernels.device import platform
+
+Bucket = tuple[int, int]
+
+
+class Served(NamedTuple):
+    """A model as `compile_model` takes it.
+
+    Attributes:
+        config: geometry.
+        params: parameters, zero wherever a tile is masked.
+        masks: tile masks, or ``None``.
+        kind: of the head.
+    """
+
+    config: ModelConfig
+    params: dict[str, Any]
+    masks: dict[str, Any] | None
+    kind: Kind
+
+
+class _Executable(NamedTuple):
+    """One bucket: what was compiled for it, the parameters it takes, and how its products run."""
+
+    call: Any
+    params: ModelParams
+    decisions: tuple[Decision, ...]
+
+
+class CompiledModel:
+    """A model that answers batches of token ids, in whatever bucket they fit; safe to call from several threads.
+
+    Parameters are arguments of the executables and never donated: a call leaves them as they are, and all buckets
+    share them. Nothing is traced or compiled after construction.
+    """
+
+    def __init__(self, executables: dict[Bucket, _Executable], kind: Kind):
+        self._executables = executables
+        self.kind = kind
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """``(batch, length)`` of every executable, ascending."""
+        return tuple(sorted(self._executables))
+
+    def decisions(self, batch: int, length: int) -> tuple[Decision, ...]:
+        """Which matrix runs how, and why, in the bucket that takes ``batch`` rows of ``length`` tokens."""
+        return self._executables[self._bucket(batch, length)].decisions
+
+    def memory(self, batch: int, length: int) -> dict[str, int]:
+        """Bytes of parameters, and the peak of everything else that a call holds at once, by XLA's own accounting."""
+        executable = self._executables[self._bucket(batch, length)]
+        told = executable.call.memory_analysis()
+        parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(executable.params))
+        return {"parameters": parameters, "activations": told.temp_size_in_bytes + told.output_size_in_bytes}
+
+    def logits(self, input_ids: Any, lengths: Any, token_type_ids: Any = None) -> Float32[np.ndarray, "..."]:
+        """Logits of a batch; rows and tokens that fill up a bucket are cut off again.
+
+        Args:
+            input_ids: int ``[batch, length]``, padded on the right; any sizes up to the largest bucket's.
+            lengths: real tokens of each row, ``[batch]``, at least 1.
+            token_type_ids: segment ids; zeros where ``None``.
+
+        Returns:
+            ``[batch, num_labels]``, or ``[batch, length, 2]`` for spans.
+
+        Raises:
+            DataError: shapes that do not fit each other, lengths out of range, or no bucket that is large enough.
+        """
+        ids, lengths = np.asarray(input_ids, np.int32), np.asarray(lengths, np.int32)
+        types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids, np.int32)
+        if ids.ndim != 2 or types.shape != ids.shape or lengths.shape != ids.shape[:1]:
+            raise DataError(
+                f"a batch needs input_ids [batch, length], lengths [batch] and token types like input_ids; got shapes "
+                f"{ids.shape}, {lengths.shape}, {types.shape}"
+            )
+        if lengths.size and (lengths.min() < 1 or lengths.max() > ids.shape[1]):
+            raise DataError(f"lengths must lie in 1 .. {ids.shape[1]}, got {lengths.min()} .. {lengths.max()}")
+        rows, tokens = ids.shape
+        batch, length = self._bucket(rows, tokens)
+        padding = ((0, batch - rows), (0, length - tokens))
+        # A filled-up row has one token: attention over none would divide by zero.
+        full = np.pad(lengths, padding[0], constant_values=1)
+        executable = self._executables[batch, length]
+        out = np.asarray(executable.call(executable.params, np.pad(ids, padding), full, np.pad(types, padding)))
+        return out[:rows, :tokens] if self.kind == "span" else out[:rows]
+
+    def _bucket(self, batch: int, length: int) -> Bucket:
+        """The bucket with the fewest tokens that takes the batch."""
+        fitting = [bucket for bucket in self._executables if bucket[0] >= batch and bucket[1] >= length]
+        if not fitting:
+            raise DataError(
+                f"no bucket takes {batch} rows of {length} tokens; there are "
+                f"{', '.join(f'{rows}x{tokens}' for rows, tokens in self.buckets)}",
+                hint="compile with larger batch_sizes or lengths, or split the batch",
+            )
+        return min(fitting, key=lambda bucket: (bucket[0] * bucket[1], bucket))
+
+
+def default_dtype() -> str:
+    """bfloat16 on accelerators, float32 on a CPU."""
+    return "float32" if platform() == "cpu" else "bfloat16"
+
+
+def compile_model(
+    model: Served,
+    *,
+    batch_sizes: Sequence[int],
+    lengths: Sequence[int],
+    dtype: str = "float32",
+    implementation: Implementation | None = None,
+    table: CostTable | None = None,
+) -> CompiledModel:
+    """Compile every pair of batch size and length, and run each once.
+
+    Args:
+        model: what to serve.
+        batch_sizes: rows of a batch; a smaller batch is filled up to the next.
+        lengths: tokens of a row, likewise.
+        dtype: of weights and operands: "float32", "bfloat16" or "float16"; sums are float32.
+        implementation: of all packed matrices; ``None`` picks for each by measured cost.
+        table: measured costs; ``None`` takes those of this device.
+
+    Raises:
+        ConfigError: sizes or a dtype that cannot be.
+    """
+    if not batch_sizes or not lengths or min(*batch_sizes, *lengths) < 1:
+        raise ConfigError(f"batch_sizes and lengths must be at least 1, got {list(batch_sizes)} and {list(lengths)}")
+    if max(lengths) > model.config.max_position_embeddings:
+        raise ConfigError(
+            f"length {max(lengths)} is above the model's {model.config.max_position_embeddings} positions"
+        )
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    packed, config = assemble(model.params, model.masks, model.config, dtype)
+    dense = lru_cache(maxsize=None)(lambda layer, product: to_dense(getattr(packed.layers[layer], product).weight))
+
+    def executable(batch: int, length: int) -> _Executable:
+        decisions = decide(packed, batch * length, dtype, implementation=implementation, table=table)
+        plans = layer_plans(decisions)
+        params = realise(packed, plans, dense)
+        form = Form(config, model.kind, dtype, plans, fused_attention=platform() == "gpu" and dtype != "float32")
+        shape = (batch, length)
+        inputs = (jnp.ones(shape, jnp.int32), jnp.full(batch, length, jnp.int32), jnp.zeros(shape, jnp.int32))
+        call = jax.jit(partial(forward, form)).lower(params, *inputs).compile()
+        jax.block_until_ready(call(params, *inputs))
+        return _Executable(call, params, decisions)
+
+    sizes = {(batch, length) for batch in batch_sizes for length in lengths}
+    return CompiledModel({bucket: executable(*bucket) for bucket in sorted(sizes)}, model.kind)

@@ -1,0 +1,99 @@
+"""What a finished model's folder says of itself: where it lies in a run, its task, its tile masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.errors import DataError, IntegrityError, ModelError
+from mlprune_jax.models.hf_config import read_config
+from mlprune_jax.models.model_folder import check_folder
+from mlprune_jax.models.names import Kind
+
+MASKS = "masks.safetensors"
+
+
+def model_folder(path: Path) -> Path:
+    """The model in ``path``: a run's final model, or the folder itself.
+
+    Raises:
+        DataError: a run that has not finished, or no folder at all.
+    """
+    if not path.exists():
+        raise DataError(f"no folder {str(path)!r}", hint="pass a run's folder or a model's folder")
+    if (path / "run.json").is_file():
+        if not (path / "summary.json").is_file():
+            raise DataError(f"the run in {path} has not finished", hint=f"finish it with `mlprune resume {path}`")
+        return path / "final"
+    return path
+
+
+def stored_task(folder: Path) -> TaskSettings | None:
+    """The task that a model folder was trained for; ``None`` where no run of ours wrote it.
+
+    Raises:
+        ModelError: the folder holds no model.
+        IntegrityError: what it says is no task.
+    """
+    check_folder(folder)
+    stored = read_config(folder).raw.get("mlprune")
+    if not isinstance(stored, dict) or "task" not in stored:
+        return None
+    try:
+        return TaskSettings.model_validate(stored["task"])
+    except ValidationError as error:
+        raise IntegrityError(
+            f"{folder / 'config.json'}: mlprune.task is damaged: {error.errors()[0]['msg']}",
+            hint="take the file of the original folder",
+        ) from error
+
+
+def known_task(folder: Path) -> TaskSettings:
+    """The task that a model folder was trained for.
+
+    Raises:
+        ModelError: the folder does not say; otherwise as `stored_task`.
+    """
+    task = stored_task(folder)
+    if task is None:
+        raise ModelError(
+            f"{folder} does not say which task it is for: no run of mlprune wrote it",
+            hint="fine-tune it with `mlprune prune`, which stores the task with the model",
+        )
+    return task
+
+
+def stored_kind(folder: Path) -> Kind:
+    """The kind of a model folder's head."""
+    check_folder(folder)
+    config = read_config(folder).raw
+    if "BertForQuestionAnswering" in config.get("architectures", []):
+        return "span"
+    return "regression" if config.get("problem_type") == "regression" else "classification"
+
+
+def save_masks(folder: Path, masks: dict[str, Any]) -> None:
+    """Write bool masks by parameter path."""
+    save_file({"/".join(k): np.asarray(v, bool) for k, v in flatten_dict(masks).items()}, folder / MASKS)
+
+
+def load_masks(folder: Path) -> dict[str, Any] | None:
+    """Masks of a folder as `save_masks` wrote them, ``None`` where there are none.
+
+    Raises:
+        IntegrityError: the file is damaged.
+    """
+    path = folder / MASKS
+    if not path.is_file():
+        return None
+    try:
+        return unflatten_dict({tuple(k.split("/")): v for k, v in load_file(path).items()})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}", hint="take the file of the original folder") from error

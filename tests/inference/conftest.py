@@ -1,0 +1,85 @@
+"""A small BERT whose sizes take 16x16 tiles, with random weights, biases and norms, and random tile masks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlprune_jax.config.geometry import LayerShape, ModelConfig
+from mlprune_jax.inference.simplify import Masked
+from mlprune_jax.models.tasks import TaskModel, init_params
+from mlprune_jax.pruning.granularity import block, find_groups
+from mlprune_jax.pruning.masks import apply_masks, spread
+
+# The second layer is shrunk: 2 of 4 heads, 32 of 64 FFN units, rows of both outputs.
+CONFIG = ModelConfig(
+    vocab_size=40,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=32,
+    layers=(
+        LayerShape(),
+        LayerShape(
+            heads=(1, 3),
+            attention_output=tuple(range(5, 37)),
+            ffn=tuple(range(0, 64, 2)),
+            ffn_output=tuple(range(16, 64)),
+        ),
+    ),
+)
+TILE = (16, 16)
+
+
+def random_params(config: ModelConfig, kind: Any, num_labels: int) -> dict[str, Any]:
+    """Fresh biases and norms are trivial; random ones show a forgotten cut."""
+    fresh = init_params(TaskModel(config, kind, num_labels), 0)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: np.asarray(leaf) + 0.3 * rng.standard_normal(leaf.shape, np.float32), fresh)
+
+
+def random_masks(config: ModelConfig, kept: float, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    groups = find_groups(config, (block(TILE),))
+    return spread(groups, {g.name: rng.random(g.units) < kept for g in groups})
+
+
+def masked(kind: Any = "classification", num_labels: int = 3, *, kept: float = 0.5, seed: int = 0) -> Masked:
+    masks = random_masks(CONFIG, kept, seed)
+    params = apply_masks(random_params(CONFIG, kind, num_labels), masks)
+    return Masked(jax.tree.map(np.asarray, params), masks, CONFIG)
+
+
+def batch(rows: int = 3, length: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Token ids, lengths of which the last is full, and segment ids."""
+    rng = np.random.default_rng(2)
+    ids = rng.integers(1, CONFIG.vocab_size, (rows, length), np.int32)
+    lengths = np.linspace(2, length, rows).astype(np.int32)
+    return ids, lengths, rng.integers(0, 2, (rows, length), np.int32)
+
+
+def plain_logits(config: ModelConfig, params: dict[str, Any], kind: Any, inputs: Any, dtype: Any = jnp.float32) -> Any:
+    """What the training model, which knows nothing of packing, answers."""
+    model = TaskModel(config, kind, len(params["head"]["bias"]), dtype)
+    return np.asarray(model.apply({"params": params}, *with_mask(inputs)).logits)
+
+
+def with_mask(inputs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A batch as the training model takes it: ids, attention mask, segment ids."""
+    ids, lengths, types = inputs
+    mask = np.arange(ids.shape[1])[None] < lengths[:, None]
+    return jnp.asarray(ids), jnp.asarray(mask, jnp.int32), jnp.asarray(types)
+
+
+def close(found: Any, wanted: Any, *, depth: int = 64) -> None:
+    """Equal up to float32 rounding of sums as long as the model's widest, through all its layers."""
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(found, wanted, atol=scale * 2**-23 * 16 * depth**0.5)
+
+
+@pytest.fixture(scope="session")
+def tile_model() -> Masked:
+    return masked()

@@ -1,0 +1,67 @@
+"""Packed parameters: bit for bit the masked ones, and a model that runs and trains on them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.inference.pack import PackedDense, pack_params
+from mlprune_jax.models.tasks import TaskModel
+from pallas_kernels import BlockSparse, to_dense
+from tests.inference.conftest import CONFIG, batch, close, plain_logits, with_mask
+
+
+def is_packed(leaf):
+    return isinstance(leaf, BlockSparse)
+
+
+def unpacked(tree):
+    return jax.tree.map(lambda leaf: np.asarray(to_dense(leaf)) if is_packed(leaf) else leaf, tree, is_leaf=is_packed)
+
+
+def test_packing_loses_nothing(tile_model):
+    packed = pack_params(tile_model.params, tile_model.masks)
+    assert sum(map(is_packed, jax.tree.leaves(packed, is_leaf=is_packed))) == 12
+    jax.tree.map(np.testing.assert_array_equal, unpacked(packed), tile_model.params)
+
+
+def test_what_is_masked_is_dropped_even_if_it_is_not_zero():
+    kernel = np.ones((32, 32), np.float32)
+    packed = pack_params({"kernel": kernel}, {"kernel": np.array([[True, False], [False, True]])})
+    np.testing.assert_array_equal(to_dense(packed["kernel"]), np.kron(np.eye(2), np.ones((16, 16))))
+
+
+def test_tiles_that_no_kernel_takes_stay_dense_and_masked():
+    packed = pack_params({"kernel": np.ones((16, 16), np.float32)}, {"kernel": np.eye(2, dtype=bool)})
+    np.testing.assert_array_equal(packed["kernel"], np.kron(np.eye(2), np.ones((8, 8))))
+
+
+@pytest.mark.parametrize(
+    ("masks", "told"),
+    [({"other": np.ones((2, 2), bool)}, "unknown parameters"), ({"kernel": np.ones((3, 2), bool)}, "no tile mask")],
+)
+def test_masks_that_do_not_fit(masks, told):
+    with pytest.raises(ConfigError, match=told):
+        pack_params({"kernel": np.ones((32, 32), np.float32)}, masks)
+
+
+def test_a_packed_model_runs_and_trains_its_stored_blocks(tile_model):
+    packed = pack_params(tile_model.params, tile_model.masks)
+    inputs = batch()
+
+    def loss(params, dense):
+        model = TaskModel(CONFIG, "classification", 3, dense=dense)
+        logits = model.apply({"params": params}, *with_mask(inputs)).logits
+        return jnp.square(logits).sum(), logits
+
+    (_, logits), gradient = jax.value_and_grad(loss, has_aux=True, allow_int=True)(packed, PackedDense)
+    close(np.asarray(logits), plain_logits(CONFIG, tile_model.params, "classification", inputs))
+    _, dense = jax.value_and_grad(loss, has_aux=True)(tile_model.params, TaskModel.dense)
+    layer = ("bert", "encoder", "layer_1", "ffn", "intermediate", "kernel")
+    found, wanted, stored = gradient, dense, packed
+    for key in layer:
+        found, wanted, stored = found[key], wanted[key], stored[key]
+    spread = jnp.where(to_dense(jax.tree.map(jnp.ones_like, stored)) != 0, wanted, 0)
+    values = BlockSparse(found.values, stored.indices, stored.offsets, stored.shape, stored.pattern)
+    close(np.asarray(to_dense(values)), np.asarray(spread), depth=64 * 36)  # summed over 36 tokens as well
