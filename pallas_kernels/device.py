@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform as machine_platform
+from functools import cache
+from pathlib import Path
+
 import jax
 
 
@@ -22,3 +27,26 @@ def compute_capability() -> tuple[int, int] | None:
         return None
     major, _, minor = str(told).partition(".")
     return int(major), int(minor or 0)
+
+
+def hardware_name() -> str:
+    """What measured times belong to: a GPU's name, or a CPU's with its widest vectors and its number of cores.
+
+    To jax every CPU is of kind "cpu", and a time measured on one says little of another.
+    """
+    if platform() != "cpu":
+        return device_kind()
+    model, flags = _cpu_model_and_flags()
+    vectors = next((name for name in ("avx512_bf16", "avx512f", "avx2", "asimd") if name in flags), "no wide vectors")
+    return f"{model}, {vectors}, {os.cpu_count()} cores"
+
+
+@cache
+def _cpu_model_and_flags() -> tuple[str, frozenset[str]]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return machine_platform.processor() or machine_platform.machine(), frozenset()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = facts.get("flags", facts.get("Features", ""))
+    return facts.get("model name", machine_platform.machine()), frozenset(flags.split())

@@ -149,9 +149,8 @@ def from_dense(
     offsets = np.concatenate([[0], np.cumsum(keep.sum(0))]).astype(np.int32)
     indices = rows.astype(np.int32)
     pattern = Pattern(tuple(indices.tolist()), tuple(offsets.tolist()))
-    return BlockSparse(
-        jnp.asarray(blocks[rows, columns]), jnp.asarray(indices), jnp.asarray(offsets), dense.shape, pattern
-    )
+    arrays = (jnp.asarray(blocks[rows, columns]), jnp.asarray(indices), jnp.asarray(offsets))
+    return BlockSparse(*arrays, (dense.shape[0], dense.shape[1]), pattern)
 
 
 def from_parts(values: Any, indices: Any, offsets: Any, shape: tuple[int, int]) -> BlockSparse:
@@ -181,7 +180,7 @@ def from_parts(values: Any, indices: Any, offsets: Any, shape: tuple[int, int]) 
         raise KernelError(f"padding blocks (from {offsets[-1]} on) must be zero with index 0")
     pattern = Pattern(tuple(stored.tolist()), tuple(offsets.tolist()))
     arrays = (jnp.asarray(values), jnp.asarray(indices, jnp.int32), jnp.asarray(offsets, jnp.int32))
-    return BlockSparse(*arrays, tuple(shape), pattern)
+    return BlockSparse(*arrays, (shape[0], shape[1]), pattern)
 
 
 def to_dense(matrix: BlockSparse) -> Shaped[Array, "D_in D_out"]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from pallas_kernels.block_sparse_matmul.choose import Choice, choose
 from pallas_kernels.block_sparse_matmul.epilogue import Activation
-from pallas_kernels.device import compute_capability, platform
+from pallas_kernels.block_sparse_matmul.implementations import (
+    IMPLEMENTATIONS,
+    Implementation,
+    check_implementation,
+    runnable,
+)
 from pallas_kernels.errors import KernelError
 from pallas_kernels.formats import BlockSparse, check_blocks
-
-Implementation = Literal["reference", "dense", "xla", "mosaic_gpu", "triton"]
-IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -54,7 +56,7 @@ def block_sparse_matmul(
     _check_operands(x, w, bias, residual, activation)
     tokens = x.reshape(-1, x.shape[-1])
     if implementation is None:
-        implementation = _choose(tokens, w)
+        implementation = choose_for(w, tokens.shape[0]).implementation
     elif implementation not in IMPLEMENTATIONS:
         raise KernelError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
     check_implementation(implementation, w)
@@ -63,27 +65,16 @@ def block_sparse_matmul(
     return matmul(tokens, w, bias, added, activation).reshape(*x.shape[:-1], w.shape[1])
 
 
-def check_implementation(implementation: Implementation, w: BlockSparse) -> None:
-    """Refuse an implementation that the default device, or this matrix, cannot have.
+def choose_for(w: BlockSparse, tokens: int) -> Choice:
+    """How a product with ``w`` runs on the default device when no implementation is asked for, and why.
 
-    Raises:
-        KernelError: with the reason.
+    Args:
+        w: packed matrix; without a pattern its padding blocks count as stored, as they are computed.
+        tokens: rows of the left operand.
     """
-    if implementation == "xla" and w.pattern is None:
-        raise KernelError("implementation xla unrolls the pattern, which this matrix carries in its arrays alone")
-    if implementation in ("mosaic_gpu", "triton"):
-        least = {"mosaic_gpu": (9, 0), "triton": (8, 0)}[implementation]
-        found = compute_capability()
-        if found is None or found < least:
-            has = f"compute capability {found[0]}.{found[1]}" if found else f"platform {platform()}"
-            raise KernelError(
-                f"implementation {implementation} needs an NVIDIA GPU of compute capability {least[0]}.{least[1]} or "
-                f"newer; the default device has {has}"
-            )
-
-
-def _choose(x: jax.Array, w: BlockSparse) -> Implementation:
-    raise NotImplementedError
+    stored = len(w.pattern.indices) if w.pattern else len(w.indices)
+    rows, columns = w.grid
+    return choose(w.shape, w.block_shape, stored / (rows * columns), tokens, w.dtype, allowed=runnable(w))
 
 
 def _check_operands(x: Any, w: Any, bias: Any, residual: Any, activation: Any) -> None:

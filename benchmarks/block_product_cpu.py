@@ -1,0 +1,50 @@
+"""Block-sparse products beside dense ones on the CPU: BERT-base's matrices, whole and with half their rows or columns.
+
+    python benchmarks/block_product_cpu.py [--dtypes float32] [--blocks 32 64] [--json FILE] [--adopt]
+
+Random masks; every sparse time is interleaved with the dense time it is compared with. The stored file is a cost table
+(`pallas_kernels.block_sparse_matmul.costs`), written cell by cell: ``--adopt`` makes it the package's own for this CPU.
+A matrix that takes more than 1.25x dense is not measured with more blocks.
+"""
+
+import argparse
+from pathlib import Path
+
+from describe import describe
+
+from pallas_kernels.block_sparse_matmul.calibrate import calibrate
+from pallas_kernels.block_sparse_matmul.costs import PACKAGED, file_name, save_table
+
+ROOT = Path(__file__).parents[1]
+WHOLE = ((768, 768), (3072, 768), (768, 3072), (768, 2304))  # O, FC2, FC1, QKV
+HALVED = ((384, 768), (1536, 768), (768, 1536), (768, 1152))  # after half of the heads and hidden units
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "block_product_cpu.json")
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument("--blocks", nargs="+", type=int, default=[32, 64])
+    parser.add_argument("--tokens", nargs="+", type=int, default=[128, 512, 4096])
+    parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4, 0.5])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("--adopt", action="store_true")
+    args = parser.parse_args()
+    table = calibrate(
+        args.json,
+        (*WHOLE[:2], *HALVED, *WHOLE[2:]),
+        blocks=[(side, side) for side in args.blocks],
+        densities=args.densities,
+        tokens=args.tokens,
+        dtypes=args.dtypes,
+        rounds=args.rounds,
+        seconds_limit=args.seconds,
+        details=describe(),
+    )
+    if args.adopt:
+        save_table(table, PACKAGED / file_name(table.hardware))
+
+
+if __name__ == "__main__":
+    main()

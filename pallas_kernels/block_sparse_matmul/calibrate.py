@@ -1,0 +1,128 @@
+"""A cost table for the device at hand: every implementation beside dense, cell by cell, in one run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import device
+from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
+from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, save_table, user_table_path
+from pallas_kernels.block_sparse_matmul.implementations import Implementation, runnable
+from pallas_kernels.block_sparse_matmul.workloads import make_matrix
+from pallas_kernels.errors import KernelError
+from pallas_kernels.formats import BlockShape, BlockSparse, to_dense
+from pallas_kernels.timing import measure_interleaved, ratio
+
+SHAPES = ((768, 768), (3072, 768), (768, 3072), (768, 2304))
+BLOCKS: tuple[BlockShape, ...] = ((32, 32), (64, 64))
+DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5)
+TOKENS = {"cpu": (128, 1024), "gpu": (128, 1024, 4096, 16384)}
+DTYPES = {"cpu": ("float32",), "gpu": ("bfloat16",)}
+HOPELESS = 0.8
+"""A ratio to dense below which denser matrices are not measured."""
+
+
+def calibrate(
+    path: Path | str | None = None,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    *,
+    blocks: Sequence[BlockShape] = BLOCKS,
+    densities: Sequence[float] = DENSITIES,
+    tokens: Sequence[int] | None = None,
+    dtypes: Sequence[str] | None = None,
+    rounds: int = 9,
+    seconds_limit: float = 300.0,
+    details: dict[str, Any] | None = None,
+    report: Callable[[str], None] = print,
+) -> CostTable:
+    """Measure the default device and write its table, after every cell, in one step each.
+
+    A cell is left out once the same product was hopeless with fewer blocks. Masks are random.
+
+    Args:
+        path: of the table; ``None`` is the user's own, which is used from then on.
+        shapes: ``(d_in, d_out)`` of the matrices; ``None`` is BERT-base's four.
+        blocks: block shapes that divide them.
+        densities: stored blocks over all blocks.
+        tokens, dtypes: ``None`` picks by platform.
+        rounds: measurements of each implementation in a cell.
+        seconds_limit: no new cell is begun after that; the first cells are the most telling.
+        details: what else to write down of the run, such as the command.
+        report: told a line per cell.
+
+    Returns:
+        The table that was written.
+
+    Raises:
+        KernelError: no sparse implementation can run here, or blocks that do not divide a matrix.
+    """
+    path = user_table_path(device.hardware_name()) if path is None else path
+    platform = device.platform()
+    tokens = TOKENS.get(platform, TOKENS["gpu"]) if tokens is None else tokens
+    dtypes = DTYPES.get(platform, DTYPES["gpu"]) if dtypes is None else dtypes
+    started = time.monotonic()
+    measured = {"date": time.strftime("%Y-%m-%d"), "jax": jax.__version__, "rounds": rounds} | (details or {})
+    table = CostTable(device.hardware_name(), measured, ())
+    for dtype, shape, block_shape in product(dtypes, SHAPES if shapes is None else shapes, blocks):
+        for entry in _ascending(dtype, shape, block_shape, densities, tokens, rounds):
+            gain = max(entry.seconds["dense"] / s for name, s in entry.seconds.items() if name != "dense")
+            took = {"seconds": round(time.monotonic() - started), "load": _load()}
+            table = CostTable(table.hardware, measured | took, (*table.entries, entry))
+            save_table(table, path)
+            report(f"{dtype} {shape} {block_shape} {entry.density:.2f} {entry.tokens} tokens: {gain:.2f}x dense")
+            if time.monotonic() - started > seconds_limit:
+                return table
+    return table
+
+
+def _ascending(
+    dtype: str,
+    shape: tuple[int, int],
+    block_shape: BlockShape,
+    densities: Sequence[float],
+    tokens: Sequence[int],
+    rounds: int,
+) -> Iterator[Entry]:
+    """Cells of one matrix, from few blocks to many, without those that are sure to lose."""
+    hopeful = list(tokens)
+    grid = (shape[0] // block_shape[0]) * (shape[1] // block_shape[1])
+    for stored in sorted({max(round(density * grid), 1) for density in densities}):
+        w = make_matrix(shape, block_shape, stored / grid, jnp.dtype(dtype))
+        for count in tuple(hopeful):
+            seconds, gain = _measure(w, count, rounds)
+            if gain < HOPELESS:
+                hopeful.remove(count)
+            yield Entry(dtype, shape, block_shape, round(stored / grid, 6), count, seconds)
+
+
+def _measure(w: BlockSparse, tokens: int, rounds: int) -> tuple[dict[str, float], float]:
+    """Median seconds of dense and of every implementation, and the best ratio of neighbours."""
+    names = runnable(w)
+    if not names:
+        raise KernelError(f"no sparse implementation runs on {device.hardware_name()}: nothing to calibrate")
+    x = jax.random.normal(jax.random.key(0), (tokens, w.shape[0]), w.dtype)
+    spread = to_dense(w)
+    dense = jax.jit(lambda x, w: jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(x.dtype))
+    calls: dict[str, Callable[[], Any]] = {"dense": lambda: dense(x, spread)}
+    for name in names:
+        calls[name] = _call(name, x, w)
+    timings = measure_interleaved(calls, rounds=rounds)
+    seconds = {name: float(f"{timing.p50:.4g}") for name, timing in timings.items()}
+    return seconds, max(ratio(timings["dense"], timings[name]) for name in names)
+
+
+def _call(name: Implementation, x: jax.Array, w: BlockSparse) -> Callable[[], Any]:
+    function = jax.jit(lambda x, w: block_sparse_matmul(x, w, implementation=name))
+    return lambda: function(x, w)
+
+
+def _load() -> float:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

@@ -1,0 +1,162 @@
+"""Which implementation a product runs by: the one that measurements say is fastest, and dense in doubt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import device
+from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, find_table
+from pallas_kernels.block_sparse_matmul.implementations import SPARSE, Implementation
+from pallas_kernels.formats import BlockShape
+
+GAIN = 1 / 0.95
+"""How many times as fast as dense a sparse implementation is predicted to be, at least, to be picked."""
+
+MOST_OCTAVES = 1.0
+"""How far (in powers of two, of the side that differs more) a measured matrix may lie from the one in question."""
+
+# Without a measurement: up to this density by least block side, from this number of tokens on.
+GPU_DENSITY = {64: 0.20, 32: 0.12, 16: 0.08}
+GPU_TOKENS = 2048
+# A tenth of the arithmetic, 2.4 to 4.4 times as fast in float32 on the one kind of CPU that was measured.
+CPU_DENSITY = 0.10
+CPU_SIDE = 32
+CPU_SIZE = 384
+
+
+class Choice(NamedTuple):
+    """How one product runs, and why.
+
+    Attributes:
+        implementation: name of the implementation.
+        reason: one line for people.
+        ratio: predicted dense time over the implementation's time; ``None`` where nothing was measured.
+    """
+
+    implementation: Implementation
+    reason: str
+    ratio: float | None
+
+
+def choose(
+    shape: tuple[int, int],
+    block_shape: BlockShape,
+    density: float,
+    tokens: int,
+    dtype: Any,
+    *,
+    table: CostTable | None = None,
+    device_kind: str | None = None,
+    platform: str | None = None,
+    allowed: Sequence[Implementation] = SPARSE,
+) -> Choice:
+    """Pick an implementation from static facts, by interpolation between measured neighbours.
+
+    Between entries of the same dtype and block shape, the logarithm of dense over sparse time is interpolated in
+    density, in log2(tokens) and between the two nearest matrix shapes. Density is never extrapolated upwards.
+
+    Args:
+        shape: ``(d_in, d_out)``.
+        block_shape: ``(block_in, block_out)``.
+        density: stored blocks over all blocks.
+        tokens: rows of the left operand.
+        dtype: of the operands.
+        table: measurements; ``None`` takes the user's or the package's for the device.
+        device_kind: `pallas_kernels.device.hardware_name`; ``None`` is the default device.
+        platform: "cpu", "gpu" or "tpu"; ``None`` is the default device's.
+        allowed: sparse implementations that the device and the matrix can have.
+
+    Returns:
+        A sparse implementation whose predicted time is less than 0.95 of dense, else dense. Without measurements of
+        this device, dense except where a sparse product does a small enough part of the work to be sure of winning.
+
+    Raises:
+        KernelError: the device's table is damaged.
+    """
+    product = _Product(shape, block_shape, density, tokens, jnp.dtype(dtype).name)
+    hardware = device.hardware_name() if device_kind is None else device_kind
+    platform = device.platform() if platform is None else platform
+    table = find_table(hardware) if table is None else table
+    if table is not None and table.hardware == hardware:
+        found = [(_predict(table.entries, each, product), each) for each in allowed]
+        ratio, best = max(found, key=lambda pair: pair[0] or 0.0, default=(None, None))
+        if ratio is not None and best is not None:
+            return Choice(best if ratio > GAIN else "dense", f"measured: {best} {ratio:.2f}x dense at {product}", ratio)
+    return _unmeasured(product, platform, allowed)
+
+
+class _Product(NamedTuple):
+    shape: tuple[int, int]
+    block_shape: BlockShape
+    density: float
+    tokens: int
+    dtype: str
+
+    def __str__(self) -> str:
+        sides = f"{self.shape[0]}x{self.shape[1]} {self.block_shape[0]}x{self.block_shape[1]}"
+        return f"{sides} density {self.density:.2f}, {self.tokens} tokens, {self.dtype}"
+
+
+def _predict(entries: Iterable[Entry], implementation: Implementation, product: _Product) -> float | None:
+    """Dense time over the implementation's; ``None`` where no measurement is near."""
+    by_shape: dict[tuple[int, int], list[Entry]] = {}
+    for entry in entries:
+        alike = (entry.dtype, entry.block_shape) == (product.dtype, product.block_shape)
+        if alike and implementation in entry.seconds and _octaves(entry.shape, product.shape) <= MOST_OCTAVES:
+            by_shape.setdefault(entry.shape, []).append(entry)
+    estimates = []
+    for measured, cells in by_shape.items():
+        estimate = _between_cells(cells, implementation, product)
+        if estimate is not None:
+            estimates.append((_octaves(measured, product.shape), estimate))
+    if not estimates:
+        return None
+    estimates.sort()
+    if estimates[0][0] == 0:
+        return math.exp(estimates[0][1])
+    distances, values = zip(*estimates[:2], strict=True)
+    return float(np.exp(np.average(values, weights=[1 / distance for distance in distances])))
+
+
+def _between_cells(cells: Iterable[Entry], implementation: Implementation, product: _Product) -> float | None:
+    """Logarithm of the ratio, for one matrix shape: by density at every number of tokens, then by tokens."""
+    by_tokens: dict[int, dict[float, float]] = {}
+    for cell in cells:
+        gain = math.log(cell.seconds["dense"] / cell.seconds[implementation])
+        by_tokens.setdefault(cell.tokens, {})[cell.density] = gain
+    levels = sorted(by_tokens)
+    # Few tokens are another regime, where calls cost more than arithmetic; many are more of the same.
+    if product.tokens * 2 < levels[0]:
+        return None
+    gains = [_at_density(by_tokens[level], product.density) for level in levels]
+    return float(np.interp(math.log2(product.tokens), np.log2(levels), gains))
+
+
+def _at_density(gains: dict[float, float], density: float) -> float:
+    measured = sorted(gains)
+    gain = float(np.interp(density, measured, [gains[each] for each in measured]))
+    return min(gain, 0.0) if density > measured[-1] else gain  # more blocks than were measured: no gain is known
+
+
+def _octaves(one: tuple[int, int], other: tuple[int, int]) -> float:
+    return max(abs(math.log2(a / b)) for a, b in zip(one, other, strict=True))
+
+
+def _unmeasured(product: _Product, platform: str, allowed: Sequence[Implementation]) -> Choice:
+    """Dense, but where a sparse product has so little to do that it wins on any device of the platform."""
+    side = min(product.block_shape)
+    on_gpu: Implementation = "mosaic_gpu" if "mosaic_gpu" in allowed else "triton"
+    limits: dict[Implementation, float] = {}
+    if platform == "gpu" and on_gpu in allowed and product.tokens >= GPU_TOKENS and product.dtype != "float32":
+        limits[on_gpu] = max((most for least, most in GPU_DENSITY.items() if side >= least), default=0.0)
+    if platform == "cpu" and "xla" in allowed and product.dtype == "float32":
+        limits["xla"] = CPU_DENSITY if side >= CPU_SIDE and min(product.shape) >= CPU_SIZE else 0.0
+    for implementation, limit in limits.items():
+        if product.density <= limit:
+            return Choice(implementation, f"no measurement, but sparse enough for {implementation}: {product}", None)
+    return Choice("dense", f"no measurement for this device: dense at {product}", None)

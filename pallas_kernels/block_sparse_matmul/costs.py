@@ -1,0 +1,150 @@
+"""Measured times of the implementations: one table per kind of device, as JSON, checked when it is read.
+
+A table of the user's own device (`calibrate`) lies in the cache folder and goes before the one that came with the
+package. Dense and sparse times of an entry are of one run; those of different entries need not be.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pallas_kernels.block_sparse_matmul.implementations import IMPLEMENTATIONS
+from pallas_kernels.errors import KernelError
+
+FORMAT = 1
+PACKAGED = Path(__file__).parent / "costs"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one product took.
+
+    Attributes:
+        dtype: of operands and result.
+        shape: ``(d_in, d_out)``.
+        block_shape: ``(block_in, block_out)``.
+        density: stored blocks over all blocks.
+        tokens: rows of the left operand.
+        seconds: implementation -> median seconds; "dense" (the platform's own product, spread once) is always there.
+    """
+
+    dtype: str
+    shape: tuple[int, int]
+    block_shape: tuple[int, int]
+    density: float
+    tokens: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Entries measured on one kind of device.
+
+    Attributes:
+        hardware: `pallas_kernels.device.hardware_name` of the device.
+        measured: date, jax version, command, commit and whatever else says how.
+        entries: in the order of their measurement.
+    """
+
+    hardware: str
+    measured: dict[str, Any]
+    entries: tuple[Entry, ...]
+
+
+def user_table_path(hardware: str) -> Path:
+    """Where the user's own table for a device lies: ``$XDG_CACHE_HOME/mlprune/costs/<device>.json``."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache_home) / "mlprune" / "costs" / file_name(hardware)
+
+
+def file_name(hardware: str) -> str:
+    """A device's name as the name of its table."""
+    return re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-") + ".json"
+
+
+def find_table(hardware: str) -> CostTable | None:
+    """The user's table for a device, else the package's, else ``None``.
+
+    Raises:
+        KernelError: the table is damaged.
+    """
+    for path in (user_table_path(hardware), PACKAGED / file_name(hardware)):
+        if path.is_file():
+            return _cached(path, path.stat().st_mtime_ns)
+    return None
+
+
+def load_table(path: Path | str) -> CostTable:
+    """Read and check a table.
+
+    Raises:
+        KernelError: no such file, or what is wrong in it and where.
+    """
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KernelError(f"cost table {path} cannot be read: {error}") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise KernelError(f"cost table {path}: format must be {FORMAT}; measure it again with this version")
+    for name, kind in (("hardware", str), ("measured", dict), ("entries", list)):
+        if not isinstance(raw.get(name), kind):
+            raise KernelError(f"cost table {path}: {name} must be a {kind.__name__}, got {raw.get(name)!r}")
+    entries = tuple(_entry(entry, f"cost table {path}: entries[{i}]") for i, entry in enumerate(raw["entries"]))
+    return CostTable(raw["hardware"], raw["measured"], entries)
+
+
+def save_table(table: CostTable, path: Path | str) -> None:
+    """Write a table in one step: a reader sees the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join("  " + json.dumps(asdict(entry)) for entry in table.entries)  # one line each: reviewable
+    head = json.dumps({"format": FORMAT, "hardware": table.hardware, "measured": table.measured}, indent=1)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    unfinished.write_text(f'{head[:-2]},\n "entries": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+@cache
+def _cached(path: Path, modified: int) -> CostTable:
+    return load_table(path)
+
+
+def _entry(raw: Any, where: str) -> Entry:
+    if not isinstance(raw, dict) or set(raw) != set(Entry.__dataclass_fields__):
+        raise KernelError(f"{where} must have {', '.join(Entry.__dataclass_fields__)}; got {raw!r}")
+    checks = {
+        "dtype": isinstance(raw["dtype"], str),
+        "shape": _are_sizes(raw["shape"], 2),
+        "block_shape": _are_sizes(raw["block_shape"], 2),
+        "density": _is_positive(raw["density"]) and raw["density"] <= 1,
+        "tokens": _are_sizes([raw["tokens"]], 1),
+        "seconds": _are_seconds(raw["seconds"]),
+    }
+    for name, good in checks.items():
+        if not good:
+            raise KernelError(f"{where}.{name} is not usable: {raw[name]!r}")
+    (d_in, d_out), (block_in, block_out) = raw["shape"], raw["block_shape"]
+    return Entry(
+        raw["dtype"], (d_in, d_out), (block_in, block_out), float(raw["density"]), raw["tokens"], raw["seconds"]
+    )
+
+
+def _are_sizes(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(type(v) is int and v > 0 for v in value)
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
+def _are_seconds(value: Any) -> bool:
+    if not isinstance(value, dict) or "dense" not in value or not set(value) <= set(IMPLEMENTATIONS):
+        return False
+    return all(_is_positive(seconds) for seconds in value.values())
