@@ -17,7 +17,7 @@ from pallas_kernels.block_sparse_matmul.mosaic_gpu.tiling import DESIGNS, Design
 from pallas_kernels.errors import KernelError
 from pallas_kernels.formats import BlockSparse
 
-__all__ = ["DESIGNS", "Design", "Tiling", "matmul", "plan"]
+__all__ = ["DESIGNS", "Design", "Tiling", "matmul", "multiprocessors", "plan"]
 
 DTYPES = ("bfloat16", "float16")
 HOPPER_SMS = 132  # of an H100 SXM or H200, where the default device cannot be asked
@@ -60,7 +60,7 @@ def matmul(
         )
     if design is not None and design not in DESIGNS:
         raise KernelError(f"design must be one of {', '.join(DESIGNS)}, got {design!r}")
-    sms = INTERPRETED_SMS if interpret is not None else _multiprocessors()
+    sms = INTERPRETED_SMS if interpret is not None else multiprocessors()
     if tiling is None:
         tiling = plan(design, len(x), w.shape, w.block_shape, len(w.values), sms)
     check(tiling, w.shape, w.block_shape)
@@ -118,6 +118,7 @@ def _compiled(
     return design.product(call, offsets, jnp.pad(indices, (0, missing)), x, padded, bias, residual)
 
 
-def _multiprocessors() -> int:
+def multiprocessors() -> int:
+    """Of the default device, or of a Hopper GPU where it is none."""
     device = jax.devices()[0]
     return int(getattr(device, "core_count", HOPPER_SMS)) if device.platform == "gpu" else HOPPER_SMS
