@@ -187,14 +187,15 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Predict for every row of a table, as it comes in, one JSON object a line."""
+    to_stdout = output == "-"
+    streams = (sys.stdin if source == "-" else Path(source), sys.stdout if to_stdout else Path(output))
 
     def work() -> dict[str, Any] | None:
         from mlprune_jax.inference.predict import predict_file
 
         count = predict_file(
             folder,
-            source,
-            output,
+            *streams,
             table_format=table_format,
             columns=tuple(columns.split(",")) if columns else None,
             skip_damaged=skip_damaged,
@@ -202,7 +203,7 @@ def predict(
             dtype=dtype,
             implementation=implementation,
         )
-        return None if output == "-" else {"predictions": count, "output": output}
+        return None if to_stdout else {"predictions": count, "output": output}
 
     _perform(work, Switches(quiet=quiet, offline=True, debug=debug))
 

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from pallas_kernels.block_sparse_matmul.costs import CostTable, calibrate, user_table_path
 
 from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
 from mlprune_jax.inference.service import load
@@ -20,6 +19,8 @@ from mlprune_jax.models.model_folder import write_json
 from mlprune_jax.models.names import expected_shapes
 from mlprune_jax.pruning.density import dense_size, encoder_size
 from pallas_kernels import Implementation
+from pallas_kernels.block_sparse_matmul.calibrate import calibrate
+from pallas_kernels.block_sparse_matmul.costs import CostTable, user_table_path
 from pallas_kernels.device import hardware_name
 from pallas_kernels.timing import measure_interleaved, ratio
 
@@ -65,8 +66,8 @@ def bench_to_file(
 
 def calibrate_device() -> Path:
     """Measure this device's products and store them where the dispatcher looks for them."""
-    path = user_table_path()
-    calibrate(path)
+    path = user_table_path(hardware_name())
+    calibrate(path, details={"command": "mlprune bench --calibrate"}, report=_log.info)
     return path
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pallas_kernels.block_sparse_matmul.costs import Choice, CostTable, choose
-
+from mlprune_jax.errors import ConfigError
 from mlprune_jax.inference.forward import LayerParams, LayerPlan, ModelParams
 from pallas_kernels import BlockSparse, Implementation, density
+from pallas_kernels.block_sparse_matmul.choose import Choice, choose
+from pallas_kernels.block_sparse_matmul.costs import CostTable
+from pallas_kernels.block_sparse_matmul.implementations import check_implementation, runnable
 
 PRODUCTS = LayerPlan._fields
 
@@ -48,7 +50,17 @@ def decide(
         dtype: of the operands.
         implementation: run every packed matrix with this one; ``None`` picks by measured cost.
         table: measured costs; ``None`` takes the device's own.
+
+    Raises:
+        ConfigError: an implementation is asked for and there is no packed matrix for it to run.
+        KernelError: one that this device cannot run, or a damaged cost table.
     """
+    weights = [getattr(layer, product).weight for layer in params.layers for product in PRODUCTS]
+    if implementation not in (None, "dense") and not any(isinstance(weight, BlockSparse) for weight in weights):
+        raise ConfigError(
+            f"implementation {implementation!r} was asked for, but the model has no block-sparse matrix",
+            hint="blocks need sides of 16, 32, 64 or 128; a model without runs dense: leave the implementation out",
+        )
     return tuple(
         _decide_one(i, product, getattr(layer, product).weight, tokens, dtype, implementation, table)
         for i, layer in enumerate(params.layers)
@@ -69,9 +81,10 @@ def _decide_one(
         return Decision(layer, product, weight.shape, None, 1.0, Choice("dense", "no blocks to leave out", 1.0))
     kept = density(weight)
     if implementation is not None:
+        check_implementation(implementation, weight)
         choice = Choice(implementation, "asked for", None)
     else:
-        choice = choose(weight.shape, weight.block_shape, kept, tokens, dtype, table=table)
+        choice = choose(weight.shape, weight.block_shape, kept, tokens, dtype, table=table, allowed=runnable(weight))
     return Decision(layer, product, weight.shape, weight.block_shape, kept, choice)
 
 

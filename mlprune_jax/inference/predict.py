@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,13 +15,11 @@ from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.inference.service import LoadedModel, Predictor, Text, load
 from pallas_kernels import Implementation
 
-STANDARD = "-"  # standard input or output, as a file's name
-
 
 def predict_file(
     model: Path,
-    source: str,
-    output: str,
+    source: Path | TextIO,
+    output: Path | TextIO,
     *,
     table_format: str | None = None,
     columns: tuple[str, ...] | None = None,
@@ -35,8 +32,8 @@ def predict_file(
 
     Args:
         model: a finished run, or a model folder.
-        source, output: files; "-" is standard input, or output.
-        table_format: "tsv", "csv" or "jsonl"; unset: the file's ending, jsonl for standard input.
+        source, output: files, or open streams of text.
+        table_format: "tsv", "csv" or "jsonl"; unset: the file's ending, jsonl for a stream.
         columns: of the one text or two; unset: those of the model's task.
         skip_damaged: leave damaged lines out and log each, instead of stopping there.
         batch_size: texts in one step.
@@ -50,19 +47,20 @@ def predict_file(
         DataError: a file that is missing or damaged; predictions for the rows before it are written.
         ModelError: no model there.
     """
-    if source != STANDARD and not Path(source).is_file():
-        raise DataError(f"no file {source!r}", hint="pass a tsv, csv or jsonl file, or - for standard input")
+    if isinstance(source, Path) and not source.is_file():
+        raise DataError(f"no file {str(source)!r}", hint="pass a tsv, csv or jsonl file, or - for standard input")
     loaded = load(model)
     names = columns or _text_columns(loaded)
     if not 1 <= len(names) <= 2:
         raise ConfigError(f"a text is one column or a pair of two, got {', '.join(names)}")
-    ending = f".{table_format}" if table_format else Path(source).suffix.lower() or ".jsonl"
+    name = source if isinstance(source, Path) else Path("standard input")
+    ending = f".{table_format}" if table_format else name.suffix.lower() or ".jsonl"
     sizes = sorted({1, min(8, batch_size), batch_size})
     predictor = loaded.compile(batch_sizes=sizes, dtype=dtype, implementation=implementation)
     damaged = "skip" if skip_damaged else "error"
     count = 0
     with _open(source, "r") as incoming, _open(output, "w") as outgoing:
-        rows = stream_rows(incoming, ending, names, source=Path(source), on_damaged=damaged)
+        rows = stream_rows(incoming, ending, names, source=name, on_damaged=damaged)
         for record in predict_rows(predictor, rows):
             outgoing.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
@@ -75,14 +73,13 @@ def _text_columns(model: LoadedModel) -> tuple[str, ...]:
     return model.task.text_columns if model.task.task == "custom" else named_task(model.task.task).text_columns
 
 
-def _open(name: str, mode: str) -> contextlib.AbstractContextManager[TextIO]:
-    if name == STANDARD:
-        # The command line sends everything printed to standard error; predictions go where they were asked for.
-        return contextlib.nullcontext(cast(TextIO, sys.stdin if mode == "r" else sys.__stdout__))
+def _open(file: Path | TextIO, mode: str) -> contextlib.AbstractContextManager[TextIO]:
+    if not isinstance(file, Path):
+        return contextlib.nullcontext(file)
     try:
-        return cast(TextIO, open(name, mode, encoding="utf-8-sig" if mode == "r" else "utf-8", newline="\n"))
+        return cast(TextIO, file.open(mode, encoding="utf-8-sig" if mode == "r" else "utf-8", newline="\n"))
     except OSError as error:
-        raise DataError(f"{name}: cannot be opened: {error}", hint="check the path") from error
+        raise DataError(f"{file}: cannot be opened: {error}", hint="check the path") from error
 
 
 def predict_rows(predictor: Predictor, rows: Iterable[tuple[int, list[str]]]) -> Iterator[dict[str, Any]]:

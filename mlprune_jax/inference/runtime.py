@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
-from pallas_kernels.block_sparse_matmul.costs import CostTable
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError, DataError
@@ -19,7 +18,8 @@ from mlprune_jax.inference.forward import Form, ModelParams, forward
 from mlprune_jax.inference.plan import Decision, decide, layer_plans, realise
 from mlprune_jax.models.bert import DTYPES
 from mlprune_jax.models.names import Kind
-from pallas_kernels import Implementation, to_dense
+from pallas_kernels import Implementation, KernelError, to_dense
+from pallas_kernels.block_sparse_matmul.costs import CostTable
 from pallas_kernels.device import platform
 
 Bucket = tuple[int, int]
@@ -145,7 +145,7 @@ def compile_model(
         table: measured costs; ``None`` takes those of this device.
 
     Raises:
-        ConfigError: sizes or a dtype that cannot be.
+        ConfigError: sizes, a dtype or an implementation that cannot be, or a damaged cost table.
     """
     if not batch_sizes or not lengths or min(*batch_sizes, *lengths) < 1:
         raise ConfigError(f"batch_sizes and lengths must be at least 1, got {list(batch_sizes)} and {list(lengths)}")
@@ -170,4 +170,7 @@ def compile_model(
         return _Executable(call, params, decisions)
 
     sizes = {(batch, length) for batch in batch_sizes for length in lengths}
-    return CompiledModel({bucket: executable(*bucket) for bucket in sorted(sizes)}, model.kind)
+    try:
+        return CompiledModel({bucket: executable(*bucket) for bucket in sorted(sizes)}, model.kind)
+    except KernelError as error:
+        raise ConfigError(str(error), hint="leave the implementation out to have one chosen") from error

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pallas_kernels.block_sparse_matmul.costs import CostTable
 
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.data.batches import gather
@@ -20,6 +19,7 @@ from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, 
 from mlprune_jax.inference.stored import load_masks, model_folder, stored_kind, stored_task
 from mlprune_jax.models.pretrained import load_pretrained
 from pallas_kernels import Implementation
+from pallas_kernels.block_sparse_matmul.costs import CostTable
 
 Text = str | tuple[str, str]
 
@@ -77,8 +77,7 @@ class LoadedModel(NamedTuple):
             table: measured costs; unset: those of this device.
 
         Raises:
-            ConfigError: sizes or a dtype that cannot be.
-            KernelError: an implementation that the device cannot run.
+            ConfigError: sizes or a dtype that cannot be, or an implementation that the device cannot run.
         """
         if lengths is None:
             lengths = self.task.buckets if self.task else LENGTHS

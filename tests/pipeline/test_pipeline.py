@@ -12,9 +12,9 @@ from mlprune_jax.cli import app
 from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError
+from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
-from mlprune_jax.pipeline.folder import load_masks
 from mlprune_jax.pruning.density import dense_size
 from mlprune_jax.pruning.granularity import MATRICES, matrix_shapes
 

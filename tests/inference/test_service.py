@@ -1,0 +1,192 @@
+"""From a folder to predictions: Python, the predict command and the bench command, on a block-pruned model."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mlprune_jax.cli import app
+from mlprune_jax.data.demo import VOCABULARY, write_demo
+from mlprune_jax.data.encode import load_tokenizer
+from mlprune_jax.errors import ConfigError, DataError, IntegrityError, ModelError
+from mlprune_jax.inference.service import load
+from mlprune_jax.inference.simplify import Masked
+from mlprune_jax.inference.stored import MASKS, save_masks
+from mlprune_jax.models.pretrained import save_pretrained
+from mlprune_jax.pruning.masks import apply_masks
+from tests.inference.conftest import CONFIG, plain_logits, random_masks, random_params
+
+LABELS = ("bad", "good")
+TEXTS = [
+    "the film was not very good .",
+    "its plot is lovely .",
+    "the music felt dull although the cast is superb .",
+    "",
+    "this ending is " + "very " * 40 + "harsh .",
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
+    masks = random_masks(config, 0.5, 0)
+    params = apply_masks(random_params(config, "classification", 2), masks)
+    return Masked(params, masks, config)
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    path = write_demo(tmp_path_factory.mktemp("model"), train_size=1, dev_size=1)
+    task = {"task": "demo", "max_length": 16, "length_buckets": [8, 16]}
+    extra = {"mlprune": {"task": task}}
+    save_pretrained(path, model.config, model.params, kind="classification", labels=LABELS, extra_config=extra)
+    save_masks(path, model.masks)
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(folder):
+    return load(folder).compile(batch_sizes=(1, 4), implementation="xla")
+
+
+@pytest.fixture(scope="module")
+def wanted(model, folder):
+    """Probabilities by the training model, one text at a time."""
+    tokenizer, found = load_tokenizer(folder), []
+    for text in TEXTS:
+        ids = np.asarray(tokenizer(text, truncation=True, max_length=16)["input_ids"], np.int32)[None]
+        inputs = (ids, np.array([ids.shape[1]]), np.zeros_like(ids))
+        logits = plain_logits(model.config, model.params, "classification", inputs)[0]
+        found.append(np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum())
+    return np.array(found)
+
+
+def test_predictions_in_the_order_of_the_texts(predictor, wanted):
+    predictions = predictor(TEXTS)
+    np.testing.assert_allclose([p.probabilities for p in predictions], wanted, atol=1e-4)
+    assert [p.label for p in predictions] == [LABELS[i] for i in wanted.argmax(1)]
+    assert [p.score for p in predictions] == [max(p.probabilities) for p in predictions]
+    assert predictor([]) == []
+
+
+def test_a_stream_is_read_no_further_than_a_chunk_ahead(predictor, wanted):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield TEXTS[len(taken) % 2]
+
+    stream = predictor.stream(endless(), chunk=6)
+    first = [next(stream) for _ in range(7)]
+    assert len(taken) == 12
+    np.testing.assert_allclose([p.probabilities for p in first], wanted[[1, 0, 1, 0, 1, 0, 1]], atol=1e-4)
+
+
+def test_texts_and_pairs_do_not_mix(predictor):
+    assert len(predictor([("the film", "is good ."), ("its plot", "was dull .")])) == 2
+    with pytest.raises(DataError, match="mixed"):
+        predictor(["one", ("two", "three")])
+
+
+def test_a_span_model_has_logits_only(tmp_path):
+    config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
+    path = write_demo(tmp_path, train_size=1, dev_size=1)
+    save_pretrained(path, config, random_params(config, "span", 2), kind="span")
+    predictor = load(path).compile(batch_sizes=[1], lengths=[8])
+    assert predictor.compiled.logits(np.ones((1, 5)), [5]).shape == (1, 5, 2)
+    with pytest.raises(ConfigError, match="start and end logits"):
+        predictor(["a text"])
+
+
+def test_what_cannot_be_loaded(folder, tmp_path):
+    with pytest.raises(DataError, match="no folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="empty"):
+        load(tmp_path)
+    for name in ("config.json", "pruning.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / MASKS).write_bytes((folder / MASKS).read_bytes()[:-7])
+    with pytest.raises(IntegrityError, match=r"masks.safetensors cannot be read"):
+        load(tmp_path)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs the command line; environment variables that it sets are undone."""
+    monkeypatch.setattr(sys, "argv", ["mlprune"])
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, "1")
+    return lambda *args, **options: CliRunner().invoke(app, [str(arg) for arg in args], **options)
+
+
+def predictions_of(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_predict_streams_jsonl(command, folder, wanted, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"id": i, "sentence": text}) + "\n" for i, text in enumerate(TEXTS)))
+    done = command("predict", folder, "-i", source, "-q")
+    assert done.exit_code == 0, done.output
+    records = predictions_of(done.stdout)
+    assert [r["line"] for r in records] == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose([r["probabilities"]["good"] for r in records], wanted[:, 1], atol=1e-4)
+    piped = command("predict", folder, "-i", "-", "-q", input=source.read_text())
+    assert piped.stdout == done.stdout
+
+
+def test_predict_reads_tsv_and_writes_a_file(command, folder, tmp_path):
+    source, output = tmp_path / "in.tsv", tmp_path / "out.jsonl"
+    source.write_text("id\ttext\n1\tthe film is good .\n2\ttoo\tmany\n3\tthe film is bad .\n")
+    options = ("predict", folder, "-i", source, "--columns", "text", "-o", output, "-q")
+    refused = command(*options)
+    assert refused.exit_code == 3
+    assert "line 3: wanted 2 columns, found 3" in refused.stderr
+    done = command(*options, "--skip-damaged")
+    assert done.exit_code == 0, done.output
+    assert "2" in done.stdout
+    assert [r["line"] for r in predictions_of(output.read_text())] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (("-i", "nowhere.tsv"), 3, "no file 'nowhere.tsv'"),
+        (("-i", "-", "--columns", "a,b,c"), 2, "one column or a pair"),
+        (("-i", "-", "--columns", "wrong"), 3, "no column 'wrong'"),
+        (("-i", "-", "--implementation", "triton"), 2, "needs an NVIDIA GPU"),
+        (("-i", "-", "--dtype", "int4"), 2, "dtype must be one of"),
+        (("-i", "-", "-o", "no/such/folder/x"), 3, "cannot be opened"),
+    ],
+)
+def test_predict_refuses(command, folder, args, code, told):
+    done = command("predict", folder, *args, input='{"sentence": "a"}\n')
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert told in done.stderr
+
+
+def test_bench_compares_and_stores(command, folder, tmp_path):
+    stored = tmp_path / "bench.json"
+    done = command("bench", folder, "--batch", "1,2", "--seq", "8", "--rounds", "2", "-o", stored, "--json", "-q")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert json.loads(stored.read_text()) == result
+    rows = result["rows"]
+    assert [(r["batch"], r["variant"]) for r in rows[:3]] == [(1, "dense"), (1, "shrunk"), (1, "block-sparse")]
+    assert len(rows) == 6
+    assert all(r["speedup"] == 1 for r in rows if r["variant"] == "dense")
+    assert all(r["p90_ms"] >= r["p50_ms"] > 0 and sum(r["products"].values()) == 8 for r in rows)
+    assert rows[0]["parameter_mb"] >= rows[1]["parameter_mb"]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [((), "nothing to time"), (("--batch", "1,x"), "--batch takes numbers"), (("--seq", "0"), "--seq")],
+)
+def test_bench_refuses(command, folder, args, told):
+    done = command("bench", *([folder] if args else []), *args)
+    assert done.exit_code == 2
+    assert told in done.stderr
