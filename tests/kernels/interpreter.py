@@ -1,6 +1,6 @@
 """Pallas' interpreter of GPU kernels: the one place that imports it, as it is no public interface and may move."""
 
-from jax import block_until_ready
+import jax
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
@@ -8,11 +8,15 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 def run(product):
     """``product(interpret)`` in the interpreter, and whether two of its threads raced.
 
-    The interpreter keeps the memory of a kernel that failed, and the next one would find it.
+    It compiles every thread of every thread block anew and runs each once, so optimizing would only cost time. It keeps
+    the memory of a kernel that failed, and the next one would find it.
     """
+    jax.config.update("jax_disable_most_optimizations", True)
     try:
-        result = block_until_ready(product(InterpretGPUParams(detect_races=True)))
+        result = jax.block_until_ready(product(InterpretGPUParams(detect_races=True)))
         return result, interpret_pallas_call.get_races().races_found
     except BaseException:
         gpu_callbacks.reset_gpu_interpret_mode_state()
         raise
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)

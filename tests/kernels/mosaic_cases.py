@@ -44,6 +44,14 @@ def label(case):
     return "-".join(str(value).replace(" ", "_") for value in case.values())
 
 
+def assert_close(found, expected, w):
+    """Every output within the tolerance that follows from the dtype and the length of the sums."""
+    assert found.dtype == w.dtype
+    expected = np.asarray(expected, np.float32)
+    limit = workloads.tolerance(w, w.dtype) * max(1.0, float(np.abs(expected).max()))
+    assert np.abs(np.asarray(found, np.float32) - expected).max() <= limit
+
+
 def compare(case, shape, tokens, tiling, density=0.5):
     """The kernel in the interpreter against the reference, each output within the derived tolerance."""
     bias, residual, activation = EPILOGUES[case["epilogue"]]
@@ -53,8 +61,5 @@ def compare(case, shape, tokens, tiling, density=0.5):
     x, b, r = workloads.make_operands(tokens, shape, dtype, bias=bias, residual=residual)
     product = partial(mosaic_gpu.matmul, x, w, b, r, activation, tiling=tiling)
     found, raced = interpreter.run(lambda interpret: product(interpret=interpret))
-    expected = np.asarray(reference.matmul(x, w, b, r, activation), np.float32)
-    assert found.dtype == dtype
     assert not raced
-    limit = workloads.tolerance(w, dtype) * max(1.0, float(np.abs(expected).max()))
-    assert np.abs(np.asarray(found, np.float32) - expected).max() <= limit
+    assert_close(found, reference.matmul(x, w, b, r, activation), w)

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 from functools import partial
+from inspect import unwrap
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from pallas_kernels import KernelError, block_sparse_matmul
@@ -13,7 +13,7 @@ from pallas_kernels.block_sparse_matmul import mosaic_gpu, reference, workloads
 from pallas_kernels.block_sparse_matmul.mosaic_gpu import DESIGNS, Tiling, plan
 from pallas_kernels.block_sparse_matmul.mosaic_gpu.tiling import SHARED_MEMORY, check, shared_memory
 from tests.kernels import interpreter, pairwise
-from tests.kernels.mosaic_cases import EPILOGUES, FACTORS, compare, label, small_size, takes
+from tests.kernels.mosaic_cases import EPILOGUES, FACTORS, assert_close, compare, label, small_size, takes
 
 SAMPLE = pairwise.sample(FACTORS, takes)
 
@@ -59,8 +59,7 @@ def test_values_without_padding_are_padded():
     found, raced = interpreter.run(lambda interpret: product(interpret=interpret))
     assert len(w.values) == 3
     assert not raced
-    expected = np.asarray(reference.matmul(x, w, None, None, None), np.float32)
-    np.testing.assert_allclose(np.asarray(found, np.float32), expected, atol=0.03, rtol=0.01)
+    assert_close(found, reference.matmul(x, w, None, None, None), w)
 
 
 def lowered(tokens, shape, block, design, epilogue, dtype=jnp.bfloat16):
@@ -119,13 +118,10 @@ def test_layers_of_one_size_share_a_kernel():
     x = jax.ShapeDtypeStruct((128, 128), jnp.bfloat16)
     layers = [workloads.make_matrix((128, 128), (32, 32), 0.4, jnp.bfloat16, seed=seed) for seed in range(2)]
     assert layers[0].pattern != layers[1].pattern
-    before = mosaic_gpu._compiled._cache_size()
     traced = jax.jit(lambda x, ws: [mosaic_gpu.matmul(x, w, None, None, None) for w in ws]).trace(x, layers)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("@mosaic_gpu_v2(") + text.count('call_target_name = "mosaic_gpu') <= 2
     assert text.count("call @_compiled") == 2
     assert text.count("func.func private @_compiled") == 1
-    assert mosaic_gpu._compiled._cache_size() == before
 
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *(w.without_pattern() for w in layers))
 
@@ -168,7 +164,7 @@ def test_design_that_cannot_take_the_matrix():
     ):
         plan("x_stationary", 4096, (3072, 768), (64, 64), 100, 132)
     with pytest.raises(KernelError, match="design must be one of streaming, x_stationary, x_shared, got 'fastest'"):
-        mosaic_gpu.matmul.__wrapped__(x, narrow, None, None, None, design="fastest")
+        unwrap(mosaic_gpu.matmul)(x, narrow, None, None, None, design="fastest")
 
 
 @pytest.mark.parametrize(
