@@ -83,10 +83,15 @@ def choose(
     platform = device.platform() if platform is None else platform
     table = find_table(hardware) if table is None else table
     if table is not None and table.hardware == hardware:
-        found = [(_predict(table.entries, each, product), each) for each in allowed]
-        ratio, best = max(found, key=lambda pair: pair[0] or 0.0, default=(None, None))
-        if ratio is not None and best is not None:
-            return Choice(best if ratio > GAIN else "dense", f"measured: {best} {ratio:.2f}x dense at {product}", ratio)
+        predicted: list[tuple[float, Implementation]] = []
+        for each in allowed:
+            ratio = _predict(table.entries, each, product)
+            if ratio is not None:
+                predicted.append((ratio, each))
+        if predicted:
+            ratio, best = max(predicted)
+            picked: Implementation = best if ratio > GAIN else "dense"
+            return Choice(picked, f"measured: {best} {ratio:.2f}x dense at {product}", ratio)
     return _unmeasured(product, platform, allowed)
 
 
