@@ -16,7 +16,7 @@ from pallas_kernels import KernelError, block_sparse_matmul, from_dense
 from pallas_kernels.block_sparse_matmul import triton
 from pallas_kernels.block_sparse_matmul.triton import tile_rows
 
-SCRIPT = Path(__file__).with_name("triton_interpreted.py")
+SCRIPT = Path(__file__).with_name("triton_process.py")
 TOP, NONE, ALL = [[1, 0], [1, 0]], [[0, 0], [0, 0]], [[1, 1], [1, 1]]
 # tokens, mask, block, dtype, activation, bias, residual. No bfloat16: the interpreter multiplies its bits as integers.
 CASES = [
@@ -32,33 +32,32 @@ CASES = [
 TOLERANCE = {"float32": 2**-23 * 8 * 128**0.5, "float16": 2**-11}
 
 
+def in_a_process(work, cases, **environment):
+    variables = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": "standard", "PYTHONPATH": str(Path.cwd()), **environment}
+    command = [sys.executable, SCRIPT, work]
+    done = subprocess.run(
+        command, input=json.dumps(cases), capture_output=True, text=True, timeout=240, env=variables, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.skipif(not (find_spec("torch") and find_spec("triton")), reason="needs torch and triton")
 def test_values_under_the_interpreter():
     names = ("tokens", "mask", "block", "dtype", "activation", "bias", "residual")
-    cases = json.dumps([dict(zip(names, case, strict=True)) for case in CASES])
-    environment = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": "standard", "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run(
-        [sys.executable, SCRIPT], input=cases, capture_output=True, text=True, timeout=240, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    for case, error in zip(CASES, json.loads(done.stdout), strict=True):
+    errors = in_a_process("interpret", [dict(zip(names, case, strict=True)) for case in CASES], TRITON_INTERPRET="1")
+    for case, error in zip(CASES, errors, strict=True):
         assert error <= TOLERANCE[case[3]], case
 
 
-def lowers() -> bool:
-    """Whether jax-triton can be imported: it needs a GPU build of jaxlib, or the CUDA plugin beside a CPU one."""
-    return find_spec("jax_triton") is not None and find_spec("jax_cuda13_plugin") is not None
-
-
-@pytest.mark.skipif(not lowers(), reason="needs jax-triton and the CUDA plugin wheel")
-@pytest.mark.parametrize("block", [(16, 16), (32, 32), (64, 64), (32, 64)])
-@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh"])
-def test_lowers_for_cuda_at_bert_shapes(block, activation):
-    mask = np.random.default_rng(0).random((768 // block[0], 3072 // block[1])) < 0.2
-    w = from_dense(np.ones((768, 3072), jnp.bfloat16), mask)
-    x, bias = jnp.ones((4096, 768), jnp.bfloat16), jnp.ones(3072, jnp.bfloat16)
-    product = jax.jit(lambda x, w, b: triton.matmul(x, w, b, None, activation, compute_capability=90))
-    assert "triton" in product.trace(x, w, bias).lower(lowering_platforms=("cuda",)).as_text()
+@pytest.mark.skipif(
+    not (find_spec("jax_triton") and find_spec("jax_cuda13_plugin")),
+    reason="needs jax-triton, and beside a CPU jaxlib the CUDA plugin wheel",
+)
+def test_lowers_for_cuda_at_bert_shapes():
+    blocks = [(16, 16), (32, 32), (64, 64), (32, 64), (128, 128)]
+    cases = [{"block": block, "activation": act} for block in blocks for act in (None, "gelu", "gelu_tanh")]
+    assert all(in_a_process("lower", cases))
 
 
 @pytest.mark.parametrize(

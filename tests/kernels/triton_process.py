@@ -1,29 +1,37 @@
-"""Run by test_triton.py in a process of its own: the Triton kernel under Triton's interpreter, on torch tensors.
+"""Run by test_triton.py in a process of its own: without the tests' import hook, which Triton cannot compile through.
 
-Reads cases as JSON on standard input and writes the largest error of each, over its largest value, as JSON.
+``interpret``: the kernel on torch tensors under Triton's interpreter, which the environment must ask for. Cases as JSON
+on standard input, the largest error of each over its largest value on standard output. ``lower``: cases to Triton IR.
 """
 
 import json
-import os
 import sys
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
-
+import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 
 from pallas_kernels import from_dense, pad_blocks
-from pallas_kernels.block_sparse_matmul import reference
+from pallas_kernels.block_sparse_matmul import reference, triton
 from pallas_kernels.block_sparse_matmul.triton import tile_rows
 from pallas_kernels.block_sparse_matmul.triton_kernel import product_kernel
 
 
-def tensor(array, dtype):
-    return torch.from_numpy(np.array(array, np.float32)).to(getattr(torch, dtype))
+def lowered(block, activation):
+    """Whether the product of a BERT-base FC1 holds a Triton call once lowered for Hopper."""
+    mask = np.random.default_rng(0).random((768 // block[0], 3072 // block[1])) < 0.2
+    w = from_dense(np.ones((768, 3072), jnp.bfloat16), mask)
+    x, bias = jnp.ones((4096, 768), jnp.bfloat16), jnp.ones(3072, jnp.bfloat16)
+    product = jax.jit(lambda x, w, b: triton.matmul(x, w, b, None, activation, compute_capability=90))
+    return "triton" in product.trace(x, w, bias).lower(lowering_platforms=("cuda",)).as_text()
 
 
 def error(tokens, mask, block, dtype, activation, bias, residual):
+    import torch
+
+    def tensor(array):
+        return torch.from_numpy(np.array(array, np.float32)).to(getattr(torch, dtype))
+
     rng = np.random.default_rng(0)
     mask = np.array(mask, bool)
     d_in, d_out = (n * b for n, b in zip(mask.shape, block, strict=True))
@@ -37,12 +45,12 @@ def error(tokens, mask, block, dtype, activation, bias, residual):
     rows = tile_rows(tokens, block[1])
     absent = torch.zeros(1)
     product_kernel[(mask.shape[1], -(-tokens // rows))](
-        tensor(x, dtype),
+        tensor(x),
         torch.from_numpy(np.array(w.offsets)),
         torch.from_numpy(np.array(w.indices)),
-        tensor(w.values, dtype),
-        tensor(added_bias, dtype) if bias else absent,
-        tensor(added, dtype) if residual else absent,
+        tensor(w.values),
+        tensor(added_bias) if bias else absent,
+        tensor(added) if residual else absent,
         out,
         TOKENS=tokens,
         D_IN=d_in,
@@ -58,4 +66,5 @@ def error(tokens, mask, block, dtype, activation, bias, residual):
 
 
 if __name__ == "__main__":
-    print(json.dumps([error(**case) for case in json.load(sys.stdin)]))
+    work = {"interpret": error, "lower": lowered}[sys.argv[1]]
+    print(json.dumps([work(**case) for case in json.load(sys.stdin)]))

@@ -1,0 +1,258 @@
+"""Dispatch by measured cost: interpolation, the rule without measurements, and tables that are damaged or foreign."""
+
+import json
+from dataclasses import replace
+
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import KernelError, choose, choose_for, load_table
+from pallas_kernels.block_sparse_matmul import calibrate as calibration
+from pallas_kernels.block_sparse_matmul import costs, workloads
+from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, find_table, save_table, user_table_path
+from pallas_kernels.device import hardware_name
+
+SQUARE, TALL = (512, 512), (2048, 512)
+
+
+def entry(ratio, density, tokens, shape=SQUARE, implementation="xla", dtype="float32", block_shape=(32, 32)):
+    """A cell in which the implementation is `ratio` times as fast as dense."""
+    return Entry(dtype, shape, block_shape, density, tokens, {"dense": 1e-3 * ratio, implementation: 1e-3})
+
+
+TABLE = CostTable(
+    "Test CPU, 2 cores",
+    {"date": "2026-01-01"},
+    (
+        entry(4.0, 0.1, 128),
+        entry(1.0, 0.3, 128),
+        entry(16.0, 0.1, 2048),
+        entry(1.0, 0.3, 2048),
+        entry(9.0, 0.1, 128, TALL),
+        entry(0.5, 0.1, 128, block_shape=(16, 16)),
+    ),
+)
+
+
+def chosen(shape=SQUARE, block_shape=(32, 32), density=0.1, tokens=128, dtype="float32", table=TABLE, **options):
+    return choose(
+        shape, block_shape, density, tokens, dtype, **{"table": table, "device_kind": TABLE.hardware, **options}
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "ratio"),
+    [
+        ({}, 4.0),
+        ({"density": 0.2}, 2.0),  # halfway between 4 and 1, in logarithms
+        ({"tokens": 512}, 8.0),  # halfway between 4 and 16
+        ({"density": 0.2, "tokens": 512}, 8**0.5),
+        ({"density": 0.05}, 4.0),  # fewer blocks than were measured gain no less
+        ({"tokens": 100_000}, 16.0),
+        ({"shape": (1024, 512)}, 6.0),  # halfway between the two matrices
+        ({"shape": TALL}, 9.0),
+    ],
+    ids=str,
+)
+def test_ratio_is_interpolated(facts, ratio):
+    found = chosen(**facts)
+    assert found.ratio == pytest.approx(ratio)
+    assert found.implementation == "xla"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"density": 0.3},  # as fast as dense
+        {"density": 0.295},  # faster by less than the margin
+        {"density": 0.9},  # beyond what was measured
+        {"block_shape": (16, 16)},  # slower than dense
+        {"allowed": ()},
+        {"allowed": ("mosaic_gpu",)},
+    ],
+    ids=str,
+)
+def test_dense_where_the_gain_is_not_sure(facts):
+    assert chosen(**facts).implementation == "dense"
+
+
+def test_reason_is_one_line_for_people():
+    assert chosen(density=0.2).reason == "measured: xla 2.00x dense at 512x512 32x32 density 0.20, 128 tokens, float32"
+    assert chosen(tokens=3).reason.startswith("no measurement")
+
+
+def test_fastest_of_several_wins():
+    entries = (*TABLE.entries, entry(5.0, 0.1, 128, implementation="triton"))
+    assert chosen(table=replace(TABLE, entries=entries)).implementation == "triton"
+    assert chosen(table=replace(TABLE, entries=entries), allowed=("xla",)).implementation == "xla"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"device_kind": "Other CPU"},
+        {"dtype": "bfloat16"},
+        {"shape": (128, 512)},
+        {"tokens": 63},
+        {"block_shape": (64, 64)},
+    ],
+    ids=str,
+)
+def test_what_was_not_measured_goes_by_the_rule(facts):
+    found = chosen(**{"density": 0.2} | facts)
+    assert (found.implementation, found.ratio) == ("dense", None)
+    assert "no measurement" in found.reason
+
+
+RULE = [
+    # platform, block side, density, tokens, dtype, size, picked
+    ("gpu", 64, 0.20, 2048, "bfloat16", 768, "mosaic_gpu"),
+    ("gpu", 64, 0.21, 2048, "bfloat16", 768, "dense"),
+    ("gpu", 64, 0.20, 2047, "bfloat16", 768, "dense"),
+    ("gpu", 32, 0.12, 4096, "float16", 768, "mosaic_gpu"),
+    ("gpu", 32, 0.13, 4096, "float16", 768, "dense"),
+    ("gpu", 16, 0.08, 4096, "bfloat16", 768, "mosaic_gpu"),
+    ("gpu", 16, 0.09, 4096, "bfloat16", 768, "dense"),
+    ("gpu", 128, 0.20, 4096, "bfloat16", 768, "mosaic_gpu"),
+    ("gpu", 64, 0.05, 4096, "float32", 768, "dense"),
+    ("cpu", 32, 0.10, 1, "float32", 768, "xla"),
+    ("cpu", 32, 0.11, 4096, "float32", 768, "dense"),
+    ("cpu", 16, 0.05, 4096, "float32", 768, "dense"),
+    ("cpu", 64, 0.05, 4096, "bfloat16", 768, "dense"),
+    ("cpu", 64, 0.05, 4096, "float32", 256, "dense"),
+    ("tpu", 64, 0.05, 4096, "bfloat16", 768, "dense"),
+]
+
+
+@pytest.mark.parametrize(("platform", "side", "density", "tokens", "dtype", "size", "picked"), RULE)
+def test_rule_without_measurements(platform, side, density, tokens, dtype, size, picked):
+    found = choose((size, size), (side, side), density, tokens, dtype, device_kind="unheard of", platform=platform)
+    assert found.implementation == picked
+
+
+def test_rule_on_a_gpu_without_the_hopper_kernel():
+    options = {"device_kind": "unheard of", "platform": "gpu"}
+    assert (
+        choose(SQUARE, (64, 64), 0.1, 4096, "bfloat16", allowed=("triton", "xla"), **options).implementation == "triton"
+    )
+    assert choose(SQUARE, (64, 64), 0.1, 4096, "bfloat16", allowed=("xla",), **options).implementation == "dense"
+
+
+def test_table_round_trip(tmp_path):
+    path = tmp_path / "deeper" / "table.json"
+    for entries in ((), TABLE.entries[:1], TABLE.entries):
+        save_table(replace(TABLE, entries=entries), path)
+        assert load_table(path) == replace(TABLE, entries=entries)
+    assert [each.name for each in path.parent.iterdir()] == ["table.json"]
+
+
+def damaged(place, value):
+    def change(raw):
+        *parents, last = place
+        for parent in parents:
+            raw = raw[parent]
+        raw[last] = value
+
+    return change
+
+
+DAMAGE = {
+    "format must be 1": damaged(["format"], 2),
+    "hardware must be a str, got 3": damaged(["hardware"], 3),
+    "entries must be a list": damaged(["entries"], {}),
+    "measured must be a dict": damaged(["measured"], None),
+    r"entries\[1\].tokens is not usable: -1": damaged(["entries", 1, "tokens"], -1),
+    r"entries\[1\].tokens is not usable: True": damaged(["entries", 1, "tokens"], True),
+    r"entries\[0\].density is not usable: 1.5": damaged(["entries", 0, "density"], 1.5),
+    r"entries\[0\].shape is not usable: .512": damaged(["entries", 0, "shape"], [512]),
+    r"entries\[0\].block_shape is not usable": damaged(["entries", 0, "block_shape"], "32x32"),
+    r"entries\[0\].dtype is not usable": damaged(["entries", 0, "dtype"], 32),
+    r"entries\[2\].seconds is not usable: {'xla'": damaged(["entries", 2, "seconds"], {"xla": 1.0}),
+    r"entries\[2\].seconds is not usable: .* 'fast'": damaged(["entries", 2, "seconds"], {"dense": 1.0, "fast": 1.0}),
+    r"entries\[2\].seconds is not usable: .*nan": damaged(["entries", 2, "seconds"], {"dense": float("nan")}),
+    r"entries\[3\] must have dtype, shape": damaged(["entries", 3], {"dtype": "float32"}),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_damaged_table_names_file_and_place(tmp_path, message):
+    path = tmp_path / "table.json"
+    save_table(TABLE, path)
+    raw = json.loads(path.read_text())
+    DAMAGE[message](raw)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(KernelError, match=f"table.json: {message}"):
+        load_table(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_what_is_no_table_is_refused(tmp_path, text):
+    (tmp_path / "table.json").write_text(text)
+    with pytest.raises(KernelError, match=r"table\.json"):
+        load_table(tmp_path / "table.json")
+    with pytest.raises(KernelError, match=r"nowhere.json cannot be read"):
+        load_table(tmp_path / "nowhere.json")
+
+
+def test_packaged_tables_are_sound():
+    for path in costs.PACKAGED.glob("*.json"):
+        table = load_table(path)
+        assert path.name == costs.file_name(table.hardware)
+        assert {"date", "jax", "command", "commit", "hardware"} <= set(table.measured)
+        assert find_table(table.hardware) is not None
+
+
+def test_users_table_goes_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(costs, "PACKAGED", tmp_path / "packaged")
+    assert find_table(TABLE.hardware) is None
+    packaged, users = TABLE, replace(TABLE, entries=TABLE.entries[:1])
+    save_table(packaged, tmp_path / "packaged" / costs.file_name(TABLE.hardware))
+    assert find_table(TABLE.hardware) == packaged
+    path = user_table_path(TABLE.hardware)
+    assert path == tmp_path / "mlprune" / "costs" / "test-cpu-2-cores.json"
+    save_table(users, path)
+    assert find_table(TABLE.hardware) == users
+    path.write_text("{")
+    with pytest.raises(KernelError, match=r"test-cpu-2-cores\.json cannot be read"):
+        find_table(TABLE.hardware)
+
+
+def test_a_matrix_runs_by_the_users_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    w = workloads.make_matrix((64, 64), (32, 32), 0.75, jnp.float32)
+    cell = entry(3.0, 0.75, 8, (64, 64))
+    for seconds, picked in (({"dense": 3.0, "xla": 1.0}, "xla"), ({"dense": 1.0, "xla": 3.0}, "dense")):
+        table = CostTable(hardware_name(), {}, (replace(cell, seconds=seconds),))
+        save_table(table, user_table_path(hardware_name()))
+        assert choose_for(w, 8).implementation == picked
+    # Padding blocks of a matrix without a pattern are computed, and so counted.
+    assert "density 2.00" in choose_for(w.without_pattern(), 8).reason
+
+
+def test_calibration_writes_a_table_that_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lines = []
+    facts = {
+        "blocks": [(32, 32)],
+        "densities": [0.01, 0.25, 0.26],
+        "tokens": [4, 8],
+        "dtypes": ["float32"],
+        "rounds": 1,
+    }
+    monkeypatch.setattr(calibration, "HOPELESS", 0.0)
+    table = calibration.calibrate(shapes=[(64, 64)], details={"command": "test"}, report=lines.append, **facts)
+    assert load_table(user_table_path(hardware_name())) == table
+    # A quarter is the least there is of four blocks; no cell is measured twice.
+    assert [(each.density, each.tokens) for each in table.entries] == [(0.25, 4), (0.25, 8)]
+    assert len(lines) == 2
+    assert table.measured["command"] == "test"
+    assert choose_for(workloads.make_matrix((64, 64), (32, 32), 0.25, jnp.float32), 8).ratio is not None
+
+
+def test_calibration_leaves_out_the_hopeless_and_keeps_its_time(tmp_path, monkeypatch):
+    facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "tokens": [4, 8], "rounds": 1, "report": lambda line: None}
+    monkeypatch.setattr(calibration, "HOPELESS", 1e9)
+    table = calibration.calibrate(tmp_path / "a.json", densities=[0.25, 0.5], **facts)
+    assert [(each.density, each.tokens) for each in table.entries] == [(0.25, 4), (0.25, 8)]
+    assert len(calibration.calibrate(tmp_path / "b.json", seconds_limit=0.0, **facts).entries) == 1
