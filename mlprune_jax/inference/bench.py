@@ -13,10 +13,11 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
 from mlprune_jax.inference.service import load
 from mlprune_jax.models.model_folder import write_json
-from mlprune_jax.models.names import expected_shapes
+from mlprune_jax.models.names import Kind, expected_shapes
 from mlprune_jax.pruning.density import dense_size, encoder_size
 from pallas_kernels import Implementation
 from pallas_kernels.block_sparse_matmul.calibrate import calibrate
@@ -111,7 +112,8 @@ def variants(served: Served) -> dict[str, Served]:
     found = {}
     if encoder_size(served.config) != dense_size(served.config) or served.masks is not None:
         config = served.config.model_copy(update={"layers": ()})
-        found["dense"] = Served(config, _random_params(served, config), None, served.kind)
+        params = random_params(config, len(served.params["head"]["bias"]), served.kind)
+        found["dense"] = Served(config, params, None, served.kind)
     name = "shrunk" if found else "dense"
     found[name] = served._replace(masks=None)
     if served.masks is not None:
@@ -119,10 +121,10 @@ def variants(served: Served) -> dict[str, Served]:
     return found
 
 
-def _random_params(served: Served, config: Any) -> dict[str, Any]:
+def random_params(config: ModelConfig, num_labels: int, kind: Kind) -> dict[str, Any]:
+    """Small random parameters (numpy, float32) of a whole model, made without compiling its initialisation."""
     rng = np.random.default_rng(0)
-    num_labels = len(served.params["head"]["bias"])
-    shapes = expected_shapes(config, num_labels=num_labels, kind=served.kind)
+    shapes = expected_shapes(config, num_labels=num_labels, kind=kind)
     scale = np.float32(config.initializer_range)
     return unflatten_dict({path: scale * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()})
 
