@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mlprune_jax.config.geometry import LayerShape, ModelConfig
     from mlprune_jax.config.loading import load_config
     from mlprune_jax.config.settings import Distillation, RunConfig
+    from mlprune_jax.inference.pack import PackedDense, pack_params
+    from mlprune_jax.inference.service import load
     from mlprune_jax.models.bert import Bert
     from mlprune_jax.models.pretrained import load_pretrained, save_pretrained
     from mlprune_jax.models.tasks import TaskModel
@@ -31,11 +33,14 @@ if TYPE_CHECKING:
     from mlprune_jax.pruning.regularizer import add_density_penalty
     from mlprune_jax.pruning.shrink import shrink
     from mlprune_jax.training.losses import distillation_loss
+    from pallas_kernels import block_sparse_matmul
 
 _HOME = {
     "config.geometry": ("LayerShape", "ModelConfig"),
     "config.loading": ("load_config",),
     "config.settings": ("Distillation", "RunConfig"),
+    "inference.pack": ("PackedDense", "block_sparse_matmul", "pack_params"),
+    "inference.service": ("load",),
     "models.bert": ("Bert",),
     "models.pretrained": ("load_pretrained", "save_pretrained"),
     "models.tasks": ("TaskModel",),
@@ -61,6 +66,7 @@ __all__ = [
     "HeadRowCost",
     "LayerShape",
     "ModelConfig",
+    "PackedDense",
     "RunConfig",
     "TaskModel",
     "add_density_penalty",
@@ -68,6 +74,7 @@ __all__ = [
     "as_bool",
     "binarize",
     "block",
+    "block_sparse_matmul",
     "compute_masks",
     "counted_budget",
     "cut_to",
@@ -77,9 +84,11 @@ __all__ = [
     "init_scores",
     "init_thresholds",
     "inspect_folder",
+    "load",
     "load_config",
     "load_pretrained",
     "masks_keeping",
+    "pack_params",
     "plan",
     "resume",
     "run",

@@ -125,6 +125,11 @@ def default_dtype() -> str:
     return "float32" if platform() == "cpu" else "bfloat16"
 
 
+def _has_fused_attention(config: ModelConfig, dtype: str) -> bool:
+    """Whether cuDNN's attention takes this model: half precision, and a head size that is a multiple of 8 up to 128."""
+    return platform() == "gpu" and dtype != "float32" and config.head_dim % 8 == 0 and config.head_dim <= 128
+
+
 def compile_model(
     model: Served,
     *,
@@ -162,7 +167,7 @@ def compile_model(
         decisions = decide(packed, batch * length, dtype, implementation=implementation, table=table)
         plans = layer_plans(decisions)
         params = realise(packed, plans, dense)
-        form = Form(config, model.kind, dtype, plans, fused_attention=platform() == "gpu" and dtype != "float32")
+        form = Form(config, model.kind, dtype, plans, fused_attention=_has_fused_attention(config, dtype))
         shape = (batch, length)
         inputs = (jnp.ones(shape, jnp.int32), jnp.full(batch, length, jnp.int32), jnp.zeros(shape, jnp.int32))
         call = jax.jit(partial(forward, form)).lower(params, *inputs).compile()
