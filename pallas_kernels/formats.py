@@ -197,7 +197,7 @@ def to_dense(matrix: BlockSparse) -> Shaped[Array, "D_in D_out"]:
 def block_mask(matrix: BlockSparse) -> Bool[np.ndarray, "n_in n_out"]:
     """True for the stored blocks; needs concrete arrays or a pattern."""
     offsets = np.asarray(matrix.pattern.offsets if matrix.pattern else matrix.offsets)
-    indices = np.asarray(matrix.pattern.indices if matrix.pattern else matrix.indices)[: offsets[-1]]
+    indices = np.asarray(matrix.pattern.indices if matrix.pattern else matrix.indices, np.int32)[: offsets[-1]]
     mask = np.zeros(matrix.grid, bool)
     mask[indices, np.repeat(np.arange(matrix.grid[1]), np.diff(offsets))] = True
     return mask

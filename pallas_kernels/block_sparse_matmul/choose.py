@@ -144,7 +144,8 @@ def _between_cells(cells: Iterable[Entry], implementation: Implementation, produ
 
 def _at_density(gains: dict[float, float], density: float) -> float:
     measured = sorted(gains)
-    gain = float(np.interp(density, measured, [gains[each] for each in measured]))
+    falling = np.minimum.accumulate([gains[each] for each in measured])  # more blocks gain no more, but for noise
+    gain = float(np.interp(density, measured, falling))
     return min(gain, 0.0) if density > measured[-1] else gain  # more blocks than were measured: no gain is known
 
 

@@ -65,6 +65,8 @@ def _part(w: BlockSparse, pattern: Pattern, columns: range) -> tuple[Rows, Array
         blocks = w.values[pattern.offsets[columns[0]] : pattern.offsets[columns[0] + 1]]
         return rows, blocks.reshape(-1, block_out)
     rows = tuple(sorted({row for j in columns for row in pattern.column(j)}))
+    if not rows:
+        return rows, w.values[:0].reshape(0, len(columns) * block_out)
     slots = np.full((len(rows), len(columns)), len(w.indices), np.int32)  # past the end: a block of zeros
     for at, j in enumerate(columns):
         stored = range(pattern.offsets[j], pattern.offsets[j + 1])

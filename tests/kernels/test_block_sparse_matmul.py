@@ -198,6 +198,18 @@ def test_layers_share_one_trace_under_scan():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_xla_groups_of_narrow_columns_may_be_empty(padded):
+    shape = (64, 64)
+    some = workloads.make_matrix(shape, (16, 16), 0.5, jnp.float32, kind="single block", padded=padded)
+    none = workloads.make_matrix(shape, (16, 16), 0.5, jnp.float32, kind="all empty", padded=padded)
+    x = jnp.ones((3, 64))
+    np.testing.assert_array_equal(block_sparse_matmul(x, none, implementation="xla"), np.zeros((3, 64)))
+    np.testing.assert_allclose(
+        block_sparse_matmul(x, some, implementation="xla"), exact(x, some, None, None, None), atol=1e-5
+    )
+
+
 W = workloads.make_matrix((64, 96), (32, 32), 0.5, jnp.float32)
 X = np.ones((2, 64), np.float32)
 BAD = {

@@ -76,6 +76,11 @@ def test_dense_where_the_gain_is_not_sure(facts):
     assert chosen(**facts).implementation == "dense"
 
 
+def test_more_blocks_never_gain_more():
+    table = replace(TABLE, entries=(entry(2.0, 0.1, 128), entry(1.2, 0.2, 128), entry(3.0, 0.3, 128)))
+    assert [chosen(table=table, density=d).ratio for d in (0.1, 0.2, 0.3)] == pytest.approx([2.0, 1.2, 1.2])
+
+
 def test_reason_is_one_line_for_people():
     assert chosen(density=0.2).reason == "measured: xla 2.00x dense at 512x512 32x32 density 0.20, 128 tokens, float32"
     assert chosen(tokens=3).reason.startswith("no measurement")
