@@ -9,16 +9,14 @@ timed in turn, round by round, so that a slow minute of a shared machine falls o
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from describe import describe
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.settings import Distillation, HeadRowStage, PruneStage, TrainSettings
@@ -100,26 +98,13 @@ def compile_time():
     return {"trace_and_compile_seconds": time.perf_counter() - started}
 
 
-def describe():
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit,
-        "device": jax.devices()[0].device_kind,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "batch": [BATCH, LENGTH],
-    }
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
-    result = describe() | (compile_time() if args.compile else compare(args.rounds))
+    result = describe() | {"batch": [BATCH, LENGTH]} | (compile_time() if args.compile else compare(args.rounds))
     print(json.dumps(result, indent=1))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
