@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 # jax keeps what it compiled; a second demo starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types gpu clean
 help:
 	@echo "make demo   prune a tiny model on generated data, from start to end (runs/demo)"
 	@echo "make test   the whole test suite: no network, no GPU"
 	@echo "make lint   ruff, formatting and rules"
 	@echo "make types  pyright"
+	@echo "make gpu    on a machine with a Hopper GPU: kernels and whole models checked and timed, into benchmarks/results"
 	@echo "make clean  remove .venv, caches and builds"
 	@echo "Another interpreter: make PYTHON=python3.12 test"
 
@@ -28,6 +29,15 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The environment must hold jax for CUDA: pip install '.[gpu,test]' where it does not yet. Started again, it goes on.
+RESULTS := benchmarks/results
+gpu:
+	JAX_PLATFORMS=cuda $(PYTHON) -m pallas_kernels.block_sparse_matmul.bench --out $(RESULTS)/gpu_products.json
+	for length in 128 384; do \
+	  $(PYTHON) benchmarks/whole_model.py --dtype bfloat16 --batch 32 --length $$length \
+	    --json $(RESULTS)/gpu_whole_model_$$length.json || exit 1; done
+	$(PYTHON) -m pytest -n0 -m gpu
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist

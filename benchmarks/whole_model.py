@@ -1,15 +1,17 @@
-"""End to end on a CPU: BERT-base geometry, dense against pruned to 20 %, and against torch and ONNX Runtime.
+"""End to end: BERT-base geometry, dense against pruned to 20 %, and on a CPU against torch and ONNX Runtime.
 
-    python benchmarks/inference_cpu.py [--dtype float32] [--batch 1,8,32] [--splits] [--json FILE]
+    python benchmarks/whole_model.py [--dtype float32] [--batch 1,8,32] [--length 128] [--splits] [--json FILE]
 
 Random weights and masks. Pruned models are cut as the pipeline cuts them, with equal thresholds everywhere and random
 scores: heads/rows alone to 0.2 of the encoder's parameters, or heads/rows to 0.5 and then blocks to 0.2 in all.
 ``--splits`` compares other first steps instead, for the same 0.2. All calls of one batch size are timed in turn, round
-by round; a ratio is the median of the ratios within one round. Baselines run where torch and onnxruntime are installed.
+by round; a ratio is the median of the ratios within one round. torch and ONNX Runtime run on a CPU where they are
+installed; on a GPU the baseline is this library's dense model in the same dtype, with cuDNN's attention.
 """
 
 import argparse
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -25,10 +27,8 @@ from mlprune_jax.pruning.density import BlockCost, HeadRowCost, cut_to, density
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
 from mlprune_jax.pruning.masks import apply_masks, init_scores, masks_keeping
 from mlprune_jax.pruning.shrink import shrink
-from pallas_kernels.device import hardware_name
 from pallas_kernels.timing import measure_interleaved, ratio
 
-LENGTH = 128
 TARGET = 0.2
 ROUNDS = {1: 15, 8: 9, 32: 5}
 
@@ -73,18 +73,27 @@ def models(splits):
     return found
 
 
-def measure(found, dtype, batch):
+def other_runtimes(dtype, batch, length):
+    """Baselines in the same dtype, and in float32 as well; none on a GPU."""
+    if jax.default_backend() != "cpu":
+        return {}
+    calls = baselines(dtype, batch, length, threads=os.cpu_count())
+    if dtype != "float32":
+        full = baselines("float32", batch, length, threads=os.cpu_count())
+        calls |= {f"{name}, float32": call for name, call in full.items()}
+    return calls
+
+
+def measure(found, dtype, batch, length):
     rng = np.random.default_rng(0)
-    ids, full = rng.integers(0, 30522, (batch, LENGTH), np.int32), np.full(batch, LENGTH, np.int32)
+    ids, full = rng.integers(0, 30522, (batch, length), np.int32), np.full(batch, length, np.int32)
     compiled = {
-        name: compile_model(model, batch_sizes=[batch], lengths=[LENGTH], dtype=dtype)
+        name: compile_model(model, batch_sizes=[batch], lengths=[length], dtype=dtype)
         for name, (model, _) in found.items()
     }
     calls = {name: (lambda model=model: model.logits(ids, full)) for name, model in compiled.items()}
-    calls |= baselines(dtype, batch, LENGTH, threads=2)
-    if dtype != "float32":
-        calls |= {f"{name}, float32": call for name, call in baselines("float32", batch, LENGTH, threads=2).items()}
-    timings = measure_interleaved(calls, rounds=ROUNDS[batch])
+    calls |= other_runtimes(dtype, batch, length)
+    timings = measure_interleaved(calls, rounds=ROUNDS.get(batch, 9))
     rows = {}
     for name, timing in timings.items():
         rows[name] = {
@@ -93,8 +102,8 @@ def measure(found, dtype, batch):
             "dense_over_this": round(ratio(timings["dense"], timing), 3),
         }
         if name in found:
-            products = Counter(d.choice.implementation for d in compiled[name].decisions(batch, LENGTH))
-            memory = compiled[name].memory(batch, LENGTH)
+            products = Counter(d.choice.implementation for d in compiled[name].decisions(batch, length))
+            memory = compiled[name].memory(batch, length)
             rows[name] |= {"density": round(found[name][1], 4), "products": dict(products), "memory": memory}
         print(batch, f"{name:28}", rows[name], flush=True)
     pruned = timings["heads/rows 0.2"]
@@ -107,13 +116,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch", default="1,8,32")
+    parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--splits", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    result = describe() | {"hardware": hardware_name(), "dtype": args.dtype, "length": LENGTH, "batches": {}}
+    result = describe() | {"dtype": args.dtype, "length": args.length, "batches": {}}
     found = models(args.splits)
     for batch in map(int, args.batch.split(",")):
-        result["batches"][batch] = measure(found, args.dtype, batch)
+        result["batches"][batch] = measure(found, args.dtype, batch, args.length)
         if args.json:
             args.json.write_text(json.dumps(result, indent=1) + "\n")
 
