@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlprune_jax.config.geometry import ModelConfig
-from mlprune_jax.models.bert import Bert, Dropout, product
+from mlprune_jax.models.bert import Bert, Dropout, add_into, product
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.models.tasks import TaskModel, init_params
 
@@ -96,3 +96,20 @@ def test_too_many_tokens_are_refused():
     model = TaskModel(CONFIG, "classification", 3)
     with pytest.raises(ValueError, match="17 tokens for 16 position"):
         apply(model, init_params(model, 0), jnp.ones((1, 17), jnp.int32))
+
+
+def test_rows_are_added_where_they_belong_and_so_are_their_gradients():
+    kept = (0, 3, 4, 7)
+    residual, update = jax.random.normal(jax.random.key(0), (2, 5, 8)), jax.random.normal(jax.random.key(1), (2, 5, 4))
+
+    def scattered(residual, update):
+        return residual.at[..., jnp.asarray(kept)].add(update)
+
+    def value(add):
+        return lambda residual, update: jnp.sin(add(residual, update)).sum()
+
+    np.testing.assert_array_equal(add_into(residual, update, kept), scattered(residual, update))
+    ours = jax.grad(value(lambda r, u: add_into(r, u, kept)), (0, 1))(residual, update)
+    plain = jax.grad(value(scattered), (0, 1))(residual, update)
+    for one, other in zip(ours, plain, strict=True):
+        np.testing.assert_array_equal(one, other)
