@@ -4,6 +4,10 @@ import jax
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
+# Copies are taken in turn by so many threads of the memory engine: with one, a copy that was waited for would stand for
+# all before it, and a missing wait for one of those would go unseen.
+COPY_THREADS = 61
+
 
 def run(product):
     """``product(interpret)`` in the interpreter, and whether two of its threads raced.
@@ -13,7 +17,9 @@ def run(product):
     """
     jax.config.update("jax_disable_most_optimizations", True)
     try:
-        result = jax.block_until_ready(product(InterpretGPUParams(detect_races=True)))
+        result = jax.block_until_ready(
+            product(InterpretGPUParams(detect_races=True, num_tma_threads_per_device=COPY_THREADS))
+        )
         return result, interpret_pallas_call.get_races().races_found
     except BaseException:
         gpu_callbacks.reset_gpu_interpret_mode_state()

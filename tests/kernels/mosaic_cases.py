@@ -23,10 +23,10 @@ FACTORS = {
     "design": DESIGNS,
     "epilogue": tuple(EPILOGUES),
 }
-# One thread block with as little in it as a design can have; what only larger ones have is tested below.
+# As few threads as a design can have, and fewer stages than steps; what only larger ones have is tested apart.
 SMALL = {
     "streaming": Tiling("streaming", 64, 2),
-    "x_stationary": Tiling("x_stationary", 64, 2, strip=2),
+    "x_stationary": Tiling("x_stationary", 64, 2),
     "x_shared": Tiling("x_shared", 64, 2, group=2),
 }
 
@@ -37,7 +37,7 @@ def takes(case):
 
 def small_size(case):
     """Shape of the matrix, tokens and tiling of a case that takes the interpreter a second or two."""
-    return (128, 64), 50 if case["kind"] == "ragged tokens" else 64, SMALL[case["design"]]
+    return (256, 2 * case["block"][1]), 50 if case["kind"] == "ragged tokens" else 64, SMALL[case["design"]]
 
 
 def label(case):

@@ -36,8 +36,8 @@ CASE = {"block": (32, 32), "dtype": "bfloat16", "kind": "random", "epilogue": "r
     ("shape", "tokens", "tiling"),
     [
         ((128, 64), 200, Tiling("streaming", 128, 3, blocks_per_sm=2)),
-        ((128, 96), 100, Tiling("x_stationary", 128, 3, strip=4, splits=2)),
-        ((128, 96), 100, Tiling("x_shared", 128, 3, group=2)),
+        ((256, 96), 100, Tiling("x_stationary", 128, 2, strip=2, splits=2)),
+        ((256, 96), 100, Tiling("x_shared", 128, 3, group=2)),
     ],
     ids=DESIGNS,
 )
