@@ -34,10 +34,14 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
 
 from pallas_kernels.block_sparse_matmul import mosaic_gpu, workloads  # noqa: E402
+from pallas_kernels.block_sparse_matmul.epilogue import Activation  # noqa: E402
 from pallas_kernels.errors import KernelError  # noqa: E402
 
 TOKENS = 4096
-EPILOGUES = {"bias, gelu": (True, False, "gelu"), "bias, gelu, residual": (True, True, "gelu")}
+EPILOGUES: dict[str, tuple[bool, bool, Activation | None]] = {
+    "bias, gelu": (True, False, "gelu"),
+    "bias, gelu, residual": (True, True, "gelu"),
+}
 
 # What the compiler asks of the target (XLA's GpuTargetConfigProto), by the datasheet of the H200.
 TARGET = """
