@@ -22,7 +22,7 @@ def baselines(dtype: str, batch: int, length: int, threads: int) -> dict[str, Ca
     """
     if find_spec("torch") is None:
         return {}
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(threads)
     ids = np.random.default_rng(0).integers(1, 30000, (batch, length))
@@ -44,13 +44,13 @@ def baselines(dtype: str, batch: int, length: int, threads: int) -> dict[str, Ca
 
 
 def _torch_model(dtype: str) -> Any:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import BertConfig, BertForSequenceClassification
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.bert = BertForSequenceClassification(BertConfig(attn_implementation="sdpa"))
+            self.bert = BertForSequenceClassification(BertConfig(attn_implementation="sdpa"))  # pyright: ignore[reportCallIssue]
 
         def forward(self, ids: Any, mask: Any) -> Any:
             return self.bert(input_ids=ids, attention_mask=mask).logits
@@ -60,8 +60,8 @@ def _torch_model(dtype: str) -> Any:
 
 
 def _onnxruntime(model: Any, inputs: Any, threads: int) -> Call:
-    import onnxruntime
-    import torch
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:

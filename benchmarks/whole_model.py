@@ -77,9 +77,10 @@ def other_runtimes(dtype, batch, length):
     """Baselines in the same dtype, and in float32 as well; none on a GPU."""
     if jax.default_backend() != "cpu":
         return {}
-    calls = baselines(dtype, batch, length, threads=os.cpu_count())
+    threads = os.cpu_count() or 1
+    calls = baselines(dtype, batch, length, threads)
     if dtype != "float32":
-        full = baselines("float32", batch, length, threads=os.cpu_count())
+        full = baselines("float32", batch, length, threads)
         calls |= {f"{name}, float32": call for name, call in full.items()}
     return calls
 

@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -41,7 +41,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the Hugging Face hub.")]
 DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on accelerators if unset.")]
-Implementation = Annotated[str | None, typer.Option(help="Of every block-sparse product; by measured cost if unset.")]
+Implementation = Annotated[
+    Literal["reference", "dense", "xla", "mosaic_gpu", "triton"] | None,
+    typer.Option(help="Of every block-sparse product; by measured cost if unset."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from mlprune_jax.data.demo import DEMO
-from mlprune_jax.data.tasks import Task, glue_task
+from mlprune_jax.data.tasks import GlueTask, glue_task
 
 
-def named_task(name: str) -> Task:
+def named_task(name: str) -> GlueTask:
     """The generated demo task, or a GLUE task.
 
     Raises:

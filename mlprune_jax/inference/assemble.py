@@ -12,7 +12,8 @@ from mlprune_jax.inference.forward import LayerParams, Linear, ModelParams, Norm
 from mlprune_jax.inference.pack import pack_params
 from mlprune_jax.inference.simplify import Masked, simplify
 from mlprune_jax.pruning.granularity import layer_path
-from pallas_kernels import BlockSparse, concat_columns
+from pallas_kernels import BlockSparse, concat_columns, pad_blocks
+from pallas_kernels.device import platform
 
 Tree = dict[str, Any]
 
@@ -34,10 +35,18 @@ def assemble(params: Tree, masks: Tree | None, config: ModelConfig, dtype: str) 
         params = pack_params(params, masks)
     bert = params["bert"]
     embeddings = bert["embeddings"]
-    tables = (jnp.asarray(embeddings[name]["embedding"]) for name in ("word", "position", "token_type"))
-    layers = (_layer(bert["encoder"][layer_path(i)[-1]], dtype) for i in range(config.num_hidden_layers))
-    pooler = _linear(bert["pooler"], dtype) if "pooler" in bert else None
-    whole = ModelParams(*tables, _norm(embeddings), tuple(layers), pooler, _linear(params["head"], dtype))
+    word, position, token_type = (
+        jnp.asarray(embeddings[name]["embedding"]) for name in ("word", "position", "token_type")
+    )
+    whole = ModelParams(
+        word=word,
+        position=position,
+        token_type=token_type,
+        norm=_norm(embeddings),
+        layers=tuple(_layer(bert["encoder"][layer_path(i)[-1]], dtype) for i in range(config.num_hidden_layers)),
+        pooler=_linear(bert["pooler"], dtype) if "pooler" in bert else None,
+        head=_linear(params["head"], dtype),
+    )
     return whole, config
 
 
@@ -66,7 +75,10 @@ def _linear(matrix: Tree, dtype: str) -> Linear:
 
 
 def _cast(weight: Any, bias: Any, dtype: str) -> Linear:
-    weight = weight if isinstance(weight, BlockSparse) else jnp.asarray(weight)
+    if not isinstance(weight, BlockSparse):
+        weight = jnp.asarray(weight)
+    elif platform() == "gpu":
+        weight = pad_blocks(weight)  # layers of one size share a kernel, and no call copies values into whole strips
     return Linear(weight.astype(dtype), jnp.asarray(bias, jnp.float32))
 
 

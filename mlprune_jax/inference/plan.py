@@ -90,7 +90,7 @@ def _decide_one(
 
 def layer_plans(decisions: tuple[Decision, ...]) -> tuple[LayerPlan, ...]:
     """The implementations alone, as a `Form` holds them."""
-    names = [decision.choice.implementation for decision in decisions]
+    names: list[Implementation] = [decision.choice.implementation for decision in decisions]
     return tuple(LayerPlan(*names[i : i + len(PRODUCTS)]) for i in range(0, len(names), len(PRODUCTS)))
 
 

@@ -90,7 +90,7 @@ def _idle_features(layer: Layer, masks: Layer, coupling: _Coupling, unit: int) -
     group = lcm(unit, *sides)
     constant = ~_get(masks, coupling.writers[-1], "kernel").any(0).repeat(sides[-2])
     unread = ~_get(masks, coupling.reader, "kernel").any(1).repeat(sides[-1])
-    idle = (constant | unread).reshape(-1, group).all(1)
+    idle = np.all((constant | unread).reshape(-1, group), axis=1)
     if idle.all():
         idle[0] = False
     return idle.repeat(group)

@@ -4,7 +4,7 @@ import triton  # pyright: ignore[reportMissingImports]  # not a dependency: it c
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 
-@triton.jit
+@triton.jit  # pyright: ignore[reportAttributeAccessIssue]  # it takes the file beside this one for the package
 def product_kernel(
     x_ptr,
     offsets_ptr,
