@@ -6,6 +6,7 @@ Only typer is imported here, so that ``mlprune --help`` answers at once; each co
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TextIO
 
 import typer
 
@@ -183,7 +184,8 @@ def predict(
         str | None, typer.Option(help="Columns of the texts, a,b for pairs; the task's otherwise.")
     ] = None,
     skip_damaged: Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged lines out, and say so.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts in one step.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Texts in one step.")] = 32,
+    seq: Annotated[str | None, typer.Option(help="Lengths in tokens, 32,128 say; those of training if unset.")] = None,
     dtype: DType = None,
     implementation: Implementation = None,
     quiet: Quiet = False,
@@ -191,7 +193,7 @@ def predict(
 ) -> None:
     """Predict for every row of a table, as it comes in, one JSON object a line."""
     to_stdout = output == "-"
-    streams = (sys.stdin if source == "-" else Path(source), sys.stdout if to_stdout else Path(output))
+    streams = (_text_input() if source == "-" else Path(source), sys.stdout if to_stdout else Path(output))
 
     def work() -> dict[str, Any] | None:
         from mlprune_jax.inference.predict import predict_file
@@ -200,9 +202,10 @@ def predict(
             folder,
             *streams,
             table_format=table_format,
-            columns=tuple(columns.split(",")) if columns else None,
+            columns=tuple(name.strip() for name in columns.split(",")) if columns else None,
             skip_damaged=skip_damaged,
             batch_size=batch_size,
+            lengths=_numbers(seq, "--seq") if seq else None,
             dtype=dtype,
             implementation=implementation,
         )
@@ -223,6 +226,7 @@ def bench(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file; a run's own bench.json else.")
     ] = None,
+    why: Annotated[bool, typer.Option("--why", help="Also show how each matrix runs, and why.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -238,9 +242,10 @@ def bench(
         if folder is None:
             return result
         batches, lengths = (_numbers(text, name) for text, name in ((batch, "--batch"), (seq, "--seq")))
-        return result | benching.bench_to_file(
+        result |= benching.bench_to_file(
             folder, output, batches=batches, lengths=lengths, dtype=dtype, rounds=rounds, implementation=implementation
         )
+        return result if as_json or why else {name: value for name, value in result.items() if name != "decisions"}
 
     _perform(work, Switches(as_json, quiet, offline=True, debug=debug))
 
@@ -297,6 +302,11 @@ def _as_overrides(options: dict[str, str | float | None], overrides: list[str] |
     """Options become overrides, quoted so that a folder named 2024 stays text; ``--set`` has the last word."""
     given = [f"{place}={json.dumps(v, ensure_ascii=False)}" for place, v in options.items() if v is not None]
     return given + (overrides or [])
+
+
+def _text_input() -> TextIO:
+    """Standard input as files are read: strict UTF-8 with or without a mark, whatever the locale."""
+    return io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="strict", newline="\n")
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -357,7 +367,7 @@ def _failures_told(*, debug: bool) -> Iterator[None]:
     except (typer.Exit, BrokenPipeError):
         raise
     except KeyboardInterrupt:
-        failure, code = MLPruneError("interrupted", hint="`mlprune resume` continues what was finished"), 130
+        failure, code = MLPruneError("interrupted", hint="a run of `mlprune prune` goes on with `mlprune resume`"), 130
     except MLPruneError as error:
         failure, code = error, error.exit_code
     except OSError as error:

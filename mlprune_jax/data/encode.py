@@ -77,6 +77,19 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     return tokenizer
 
 
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuse a tokenizer with more tokens than a model has embeddings.
+
+    Raises:
+        ModelError: it has.
+    """
+    if len(tokenizer) > vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {vocab_size} embeddings",
+            hint="take the tokenizer that the model was trained with",
+        )
+
+
 def encode(examples: Examples, tokenizer: Tokenizer, *, max_length: int) -> Encoded:
     """Tokenize all examples; too long ones lose tokens at the end, pairs from the longer text first.
 

@@ -99,28 +99,31 @@ def stream_rows(
         on_damaged: "skip" leaves damaged lines out and logs each; "error" stops there.
 
     Yields:
-        The 1-based line a row starts on, and its cells.
+        The 1-based line a row starts on, and its cells; nothing where there are no rows.
 
     Raises:
-        DataError: as in `read_table`, when the stream gets there.
+        DataError: when the stream gets there: no header, a missing column, a damaged line, or text that is not UTF-8.
     """
     if ending not in READERS:
         raise DataError(f"{source}: unknown table format {ending!r}", hint=f"use one of {', '.join(READERS)}")
+    reached = 0
     try:
         found, rows = READERS[ending](stream, source, None)
         names = _choose(source, found, columns, ())
-        for line, record in rows:
+        for reached, record in rows:
             cells = _pick(record, names)
             if not isinstance(cells, str):
-                yield line, cells
+                yield reached, cells
             elif on_damaged == "skip":
-                _log.warning("%s, line %d: %s: left out", source, line, cells)
+                _log.warning("%s, line %d: %s: left out", source, reached, cells)
             else:
                 raise DataError(
-                    f"{source}, line {line}: {cells}", hint="repair the line, or skip damaged lines (--skip-damaged)"
+                    f"{source}, line {reached}: {cells}", hint="repair the line, or skip damaged lines (--skip-damaged)"
                 )
     except UnicodeDecodeError as error:
-        raise DataError(f"{source}: not UTF-8 ({error.reason})", hint="save the file as UTF-8") from None
+        raise DataError(
+            f"{source}: not UTF-8 ({error.reason}) somewhere behind line {reached}", hint="save the file as UTF-8"
+        ) from None
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -241,15 +244,22 @@ def _read_csv(stream: Stream, path: Path, header: Sequence[str] | None) -> tuple
 
 def _csv_cells(stream: Stream, path: Path) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(stream, strict=True)
+    blank: list[tuple[int, list[str]]] = []  # rows only if another follows
     while True:
         line = reader.line_num + 1
         try:
-            yield line, next(reader)
+            cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             # Never skipped: a stray quote may have swallowed any number of good rows.
             raise DataError(f"{path}, line {line}: {error}", hint="repair the quoting of the row") from None
+        if not cells:
+            blank.append((line, cells))
+            continue
+        yield from blank
+        blank.clear()
+        yield line, cells
 
 
 def _read_jsonl(stream: Stream, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:

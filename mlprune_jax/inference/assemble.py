@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.inference.check import check_masks
 from mlprune_jax.inference.forward import LayerParams, Linear, ModelParams, Norm
 from mlprune_jax.inference.pack import pack_params
 from mlprune_jax.inference.simplify import Masked, simplify
@@ -29,8 +30,12 @@ def assemble(params: Tree, masks: Tree | None, config: ModelConfig, dtype: str) 
 
     Returns:
         The serving parameters and the geometry they have after simplification.
+
+    Raises:
+        IntegrityError: masks that do not fit the parameters; see `check_masks`.
     """
     if masks is not None:
+        check_masks(params, masks, config)
         params, masks, config = simplify(Masked(params, masks, config))
         params = pack_params(params, masks)
     bert = params["bert"]

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,23 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.inference.plan import Decision
 from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
 from mlprune_jax.inference.service import load
 from mlprune_jax.models.model_folder import write_json
 from mlprune_jax.models.names import Kind, expected_shapes
 from mlprune_jax.pruning.density import dense_size, encoder_size
-from pallas_kernels import Implementation
+from mlprune_jax.pruning.granularity import format_block
+from pallas_kernels import Implementation, KernelError
 from pallas_kernels.block_sparse_matmul.calibrate import calibrate
-from pallas_kernels.block_sparse_matmul.costs import CostTable, user_table_path
+from pallas_kernels.block_sparse_matmul.costs import user_table_path
 from pallas_kernels.device import hardware_name
 from pallas_kernels.timing import measure_interleaved, ratio
 
 _log = logging.getLogger(__name__)
+
+BLOCK_SPARSE = "block-sparse"
 
 
 def bench_to_file(
@@ -49,59 +55,82 @@ def bench_to_file(
         implementation: of all packed matrices; ``None`` picks by measured cost.
 
     Returns:
-        ``{"model", "hardware", "jax", "date", "dtype", "rounds", "rows"}``; see `bench_model` for the rows.
+        ``{"model", "hardware", "jax", "date", "dtype", "rounds", "rows", "decisions"}``: rows as of `measure`, and
+        which matrix of the block-sparse model runs how, and why.
+
+    Raises:
+        ConfigError: an output that cannot be written, or what `compile_model` refuses; before anything is timed.
     """
     dtype = dtype or default_dtype()
+    if output is None and (path / "run.json").is_file():
+        output = path / "bench.json"
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise ConfigError(f"{output} cannot be written: it is a folder, or its folder is not there")
     served = load(path).served
     described = {"model": str(path), "hardware": hardware_name(), "jax": jax.__version__}
     result = {**described, "date": time.strftime("%Y-%m-%d"), "dtype": dtype, "rounds": rounds, "rows": []}
-    if output is None and (path / "run.json").is_file():
-        output = path / "bench.json"
-    for row in bench_model(served, batches, lengths, dtype, rounds, implementation):
-        result["rows"].append(row)
-        _log.info("%(variant)s %(batch)dx%(length)d: %(p50_ms).1f ms, %(speedup).2fx dense", row)
+    compiled = compile_variants(served, batches, lengths, dtype, implementation)
+    if (packed := compiled.get(BLOCK_SPARSE)) is not None:
+        result["decisions"] = [_describe(d, bucket) for bucket in packed.buckets for d in packed.decisions(*bucket)]
+    for batch, length in product(batches, lengths):
+        for row in measure(compiled, batch, length, rounds, served.config.vocab_size):
+            result["rows"].append(row)
+            _log.info("%(variant)s %(batch)dx%(length)d: %(p50_ms).1f ms, %(speedup).2fx dense", row)
         if output is not None:
             write_json(output, result)
     return result
 
 
+def _describe(decision: Decision, bucket: tuple[int, int]) -> dict[str, Any]:
+    """A decision as plain data."""
+    return {
+        "batch": bucket[0],
+        "length": bucket[1],
+        "layer": decision.layer,
+        "product": decision.product,
+        "matrix": format_block(decision.shape),
+        "block": format_block(decision.block_shape) if decision.block_shape else None,
+        "density": round(decision.density, 4),
+        "implementation": decision.choice.implementation,
+        "reason": decision.choice.reason,
+    }
+
+
 def calibrate_device() -> Path:
     """Measure this device's products and store them where the dispatcher looks for them."""
     path = user_table_path(hardware_name())
-    calibrate(path, details={"command": "mlprune bench --calibrate"}, report=_log.info)
+    try:
+        calibrate(path, details={"command": "mlprune bench --calibrate"}, report=_log.info)
+    except KernelError as error:
+        raise ConfigError(f"this device cannot be calibrated: {error}") from error
     return path
 
 
-def bench_model(
+def compile_variants(
     served: Served,
     batches: Sequence[int],
     lengths: Sequence[int],
     dtype: str,
-    rounds: int,
     implementation: Implementation | None = None,
-    table: CostTable | None = None,
-) -> Iterator[dict[str, Any]]:
-    """One row per batch, length and variant.
+) -> dict[str, CompiledModel]:
+    """The variants of a model, each compiled for every batch and length; see `variants`.
 
-    Yields:
-        ``variant``, ``batch``, ``length``, ``p50_ms``, ``p90_ms``, ``sentences_per_second``, ``speedup`` over dense
-        (median of the ratios within one round), ``parameter_mb``, ``activation_mb``, ``products``: how many of the
-        encoder's products each implementation runs.
+    Raises:
+        ConfigError: an implementation is asked for and the model has no block-sparse products.
     """
-    for batch in batches:
-        for length in lengths:
-            compiled = {
-                name: compile_model(
-                    model,
-                    batch_sizes=[batch],
-                    lengths=[length],
-                    dtype=dtype,
-                    implementation=implementation if name == "block-sparse" else None,
-                    table=table,
-                )
-                for name, model in variants(served).items()
-            }
-            yield from _measure(compiled, batch, length, rounds, served.config.vocab_size)
+    models = variants(served)
+    if implementation not in (None, "dense") and BLOCK_SPARSE not in models:
+        raise ConfigError(f"implementation {implementation!r} was asked for, but the model has no block-sparse matrix")
+    return {
+        name: compile_model(
+            model,
+            batch_sizes=batches,
+            lengths=lengths,
+            dtype=dtype,
+            implementation=implementation if name == BLOCK_SPARSE else None,
+        )
+        for name, model in models.items()
+    }
 
 
 def variants(served: Served) -> dict[str, Served]:
@@ -117,7 +146,7 @@ def variants(served: Served) -> dict[str, Served]:
     name = "shrunk" if found else "dense"
     found[name] = served._replace(masks=None)
     if served.masks is not None:
-        found["block-sparse"] = served
+        found[BLOCK_SPARSE] = served
     return found
 
 
@@ -129,9 +158,16 @@ def random_params(config: ModelConfig, num_labels: int, kind: Kind) -> dict[str,
     return unflatten_dict({path: scale * rng.standard_normal(shape, np.float32) for path, shape in shapes.items()})
 
 
-def _measure(
+def measure(
     compiled: dict[str, CompiledModel], batch: int, length: int, rounds: int, vocab_size: int
 ) -> Iterator[dict[str, Any]]:
+    """Time the variants in turn on one full batch.
+
+    Yields:
+        For each: ``variant``, ``batch``, ``length``, ``p50_ms``, ``p90_ms``, ``sentences_per_second``, ``speedup`` over
+        dense (median of the ratios within one round), ``parameter_mb``, ``activation_mb``, ``products``: how many of
+        the encoder's products each implementation runs.
+    """
     rng = np.random.default_rng(0)
     ids = rng.integers(0, vocab_size, (batch, length), np.int32)
     full = np.full(batch, length, np.int32)

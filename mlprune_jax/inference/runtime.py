@@ -53,7 +53,7 @@ class CompiledModel:
     """A model that answers batches of token ids, in whatever bucket they fit; safe to call from several threads.
 
     Parameters are arguments of the executables and never donated: a call leaves them as they are, and all buckets
-    share them. Nothing is traced or compiled after construction.
+    share them, dense or packed as each runs them. Nothing is traced or compiled after construction.
     """
 
     def __init__(self, executables: dict[Bucket, _Executable], kind: Kind):
@@ -88,7 +88,7 @@ class CompiledModel:
             ``[batch, num_labels]``, or ``[batch, length, 2]`` for spans.
 
         Raises:
-            DataError: shapes that do not fit each other, lengths out of range, or no bucket that is large enough.
+            DataError: shapes that do not fit each other, ids or lengths out of range, or no bucket large enough.
         """
         ids, lengths = np.asarray(input_ids, np.int32), np.asarray(lengths, np.int32)
         types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids, np.int32)
@@ -101,10 +101,13 @@ class CompiledModel:
             raise DataError(f"lengths must lie in 1 .. {ids.shape[1]}, got {lengths.min()} .. {lengths.max()}")
         rows, tokens = ids.shape
         batch, length = self._bucket(rows, tokens)
+        executable = self._executables[batch, length]
+        # Out of range, a lookup inside the compiled forward would answer for some other token.
+        _check_range("input_ids", ids, len(executable.params.word))
+        _check_range("token_type_ids", types, len(executable.params.token_type))
         padding = ((0, batch - rows), (0, length - tokens))
         # A filled-up row has one token: attention over none would divide by zero.
         full = np.pad(lengths, padding[0], constant_values=1)
-        executable = self._executables[batch, length]
         out = np.asarray(executable.call(executable.params, np.pad(ids, padding), full, np.pad(types, padding)))
         return out[:rows, :tokens] if self.kind == "span" else out[:rows]
 
@@ -118,6 +121,11 @@ class CompiledModel:
                 hint="compile with larger batch_sizes or lengths, or split the batch",
             )
         return min(fitting, key=lambda bucket: (bucket[0] * bucket[1], bucket))
+
+
+def _check_range(name: str, ids: np.ndarray, size: int) -> None:
+    if ids.size and (ids.min() < 0 or ids.max() >= size):
+        raise DataError(f"{name} must lie in 0 .. {size - 1}, got {ids.min()} .. {ids.max()}")
 
 
 def default_dtype() -> str:
@@ -151,12 +159,14 @@ def compile_model(
 
     Raises:
         ConfigError: sizes, a dtype or an implementation that cannot be, or a damaged cost table.
+        IntegrityError: masks that do not fit the parameters.
     """
     if not batch_sizes or not lengths or min(*batch_sizes, *lengths) < 1:
         raise ConfigError(f"batch_sizes and lengths must be at least 1, got {list(batch_sizes)} and {list(lengths)}")
     if max(lengths) > model.config.max_position_embeddings:
         raise ConfigError(
-            f"length {max(lengths)} is above the model's {model.config.max_position_embeddings} positions"
+            f"length {max(lengths)} is above the model's {model.config.max_position_embeddings} positions",
+            hint="choose shorter lengths (--seq)",
         )
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -178,4 +188,4 @@ def compile_model(
     try:
         return CompiledModel({bucket: executable(*bucket) for bucket in sorted(sizes)}, model.kind)
     except KernelError as error:
-        raise ConfigError(str(error), hint="leave the implementation out to have one chosen") from error
+        raise ConfigError(str(error)) from error

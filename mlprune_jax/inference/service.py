@@ -12,9 +12,9 @@ import numpy as np
 
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.data.batches import gather
-from mlprune_jax.data.encode import Tokenizer, encode, load_tokenizer
+from mlprune_jax.data.encode import Encoded, Tokenizer, check_vocabulary, encode, load_tokenizer
 from mlprune_jax.data.tasks import Examples
-from mlprune_jax.errors import ConfigError, DataError, ModelError
+from mlprune_jax.errors import ConfigError, DataError, ModelError, NumericalError
 from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
 from mlprune_jax.inference.stored import load_masks, model_folder, stored_kind, stored_task
 from mlprune_jax.models.pretrained import load_pretrained
@@ -50,6 +50,7 @@ class LoadedModel(NamedTuple):
         task: what it was trained for; ``None`` for a folder that no run of ours wrote.
         labels: class names in the order of the head's outputs.
         tokenizer: its tokenizer.
+        tokenizing: held while the tokenizer works, which keeps its truncation between calls; all predictors share it.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class LoadedModel(NamedTuple):
     task: TaskSettings | None
     labels: tuple[str, ...]
     tokenizer: Tokenizer
+    tokenizing: threading.Lock
 
     def compile(
         self,
@@ -71,7 +73,8 @@ class LoadedModel(NamedTuple):
 
         Args:
             batch_sizes: rows of a batch.
-            lengths: tokens of a row; unset: the buckets that the model was trained with.
+            lengths: tokens of a row; unset: the buckets that the model was trained with, or 32, 64 and 128 as far as
+                the model has positions.
             dtype: "float32", "bfloat16" or "float16"; unset: bfloat16 on a GPU or TPU, float32 on a CPU.
             implementation: of all packed matrices; unset: by measured cost, for each.
             table: measured costs; unset: those of this device.
@@ -80,7 +83,8 @@ class LoadedModel(NamedTuple):
             ConfigError: sizes or a dtype that cannot be, or an implementation that the device cannot run.
         """
         if lengths is None:
-            lengths = self.task.buckets if self.task else LENGTHS
+            positions = self.served.config.max_position_embeddings
+            lengths = self.task.buckets if self.task else sorted({min(length, positions) for length in LENGTHS})
         compiled = compile_model(
             self.served,
             batch_sizes=batch_sizes,
@@ -89,7 +93,7 @@ class LoadedModel(NamedTuple):
             implementation=implementation,
             table=table,
         )
-        return Predictor(compiled, self.tokenizer, self.labels, max(lengths))
+        return Predictor(compiled, self, max(lengths))
 
 
 class Predictor:
@@ -100,19 +104,20 @@ class Predictor:
         labels: class names in the order of the head's outputs.
     """
 
-    def __init__(self, compiled: CompiledModel, tokenizer: Tokenizer, labels: tuple[str, ...], max_length: int):
+    def __init__(self, compiled: CompiledModel, model: LoadedModel, max_length: int):
         self.compiled = compiled
-        self._tokenizer = tokenizer
-        self.labels = labels
+        self.labels = model.labels
+        self._tokenizer = model.tokenizer
+        self._tokenizing = model.tokenizing
         self._max_length = max_length
-        self._tokenizing = threading.Lock()  # a tokenizer keeps its truncation settings between calls
 
     def __call__(self, texts: Sequence[Text]) -> list[Prediction]:
         """Predictions for texts, or for pairs of texts, in their order; too long ones lose tokens at the end.
 
         Raises:
             ConfigError: the model has a span head; `CompiledModel.logits` gives its start and end logits.
-            DataError: single texts and pairs mixed.
+            DataError: something that is no text, or single texts and pairs mixed.
+            NumericalError: logits that are not finite, as weights too large for ``float16`` give.
         """
         if self.compiled.kind == "span":
             raise ConfigError("a span model's answers are start and end logits", hint="use .compiled.logits(...)")
@@ -137,21 +142,26 @@ class Predictor:
         """
         size = chunk or 8 * max(batch for batch, _ in self.compiled.buckets)
         waiting = iter(texts)
-        while part := list(islice(waiting, size)):
-            yield from self(part)
+        failure = None
+        while failure is None:
+            part, failure = _take(waiting, size)
+            yield from self(part)  # what came before the failure is answered
+            if failure is None and len(part) < size:
+                return
+        raise failure
 
-    def _encode(self, texts: Sequence[Text]) -> Any:
-        pairs = {isinstance(text, tuple) for text in texts}
-        if len(pairs) != 1:
-            raise DataError("single texts and pairs of texts cannot be mixed in one call")
-        columns = tuple(map(list, zip(*texts, strict=True))) if pairs.pop() else (list(texts),)
+    def _encode(self, texts: Sequence[Text]) -> Encoded:
+        columns = to_columns(texts)
         with self._tokenizing:
             return encode(Examples(columns, None, "texts"), self._tokenizer, max_length=self._max_length)
 
-    def _logits(self, encoded: Any, rows: np.ndarray) -> np.ndarray:
+    def _logits(self, encoded: Encoded, rows: np.ndarray) -> np.ndarray:
         lengths = encoded.lengths[rows]
         batch = gather(encoded, rows, int(lengths.max()))
-        return self.compiled.logits(batch["input_ids"], lengths, batch["token_type_ids"])
+        logits = self.compiled.logits(batch["input_ids"], lengths, batch["token_type_ids"])
+        if not np.isfinite(logits).all():
+            raise NumericalError("the model's logits are not finite", hint="try another dtype: float32, say")
+        return logits
 
     def _read(self, logits: np.ndarray) -> Prediction:
         if self.compiled.kind == "regression":
@@ -160,6 +170,35 @@ class Predictor:
         probabilities = shifted / shifted.sum()
         best = int(probabilities.argmax())
         return Prediction(self.labels[best], float(probabilities[best]), tuple(map(float, probabilities)))
+
+
+def _take(texts: Iterator[Text], size: int) -> tuple[list[Text], Exception | None]:
+    """Up to ``size`` texts, and what stopped their source short of that."""
+    part: list[Text] = []
+    try:
+        part.extend(islice(texts, size))
+    except Exception as error:
+        return part, error
+    return part, None
+
+
+def to_columns(texts: Any) -> tuple[list[str], ...]:
+    """Texts as one list, or pairs as two; whatever a caller passes as texts is checked here.
+
+    Raises:
+        DataError: a lone string, cells that are no text, or single texts and pairs mixed.
+    """
+    if isinstance(texts, str):
+        raise DataError("texts come as a list; got one string", hint="put it into a list")
+    for text in texts:
+        cells = text if isinstance(text, tuple) else (text,)
+        if not 1 <= len(cells) <= 2 or not all(isinstance(cell, str) for cell in cells):
+            raise DataError(f"a text is a string or a pair of strings, got {text!r}"[:200])
+    sizes = {len(text) if isinstance(text, tuple) else 1 for text in texts}
+    if len(sizes) > 1:
+        raise DataError("single texts and pairs of texts cannot be mixed in one call")
+    rows = [text if isinstance(text, tuple) else (text,) for text in texts]
+    return tuple([row[i] for row in rows] for i in range(sizes.pop()))
 
 
 def load(path: str | Path) -> LoadedModel:
@@ -180,6 +219,8 @@ def load(path: str | Path) -> LoadedModel:
     loaded = load_pretrained(folder, num_labels=None, kind=kind)
     if loaded.fresh_head:
         raise ModelError(f"{folder} has no trained head: there is nothing to predict", hint="fine-tune it first")
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, loaded.config.vocab_size)
     labels = loaded.labels or tuple(f"LABEL_{i}" for i in range(loaded.num_labels))
     served = Served(loaded.config, loaded.params, load_masks(folder), kind)
-    return LoadedModel(folder, served, stored_task(folder), labels, load_tokenizer(folder))
+    return LoadedModel(folder, served, stored_task(folder), labels, tokenizer, threading.Lock())

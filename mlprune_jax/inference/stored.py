@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,8 @@ from safetensors.numpy import load_file, save_file
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.errors import DataError, IntegrityError, ModelError
 from mlprune_jax.models.hf_config import read_config
-from mlprune_jax.models.model_folder import check_folder
+from mlprune_jax.models.model_folder import MASKS, check_folder
 from mlprune_jax.models.names import Kind
-
-MASKS = "masks.safetensors"
 
 
 def model_folder(path: Path) -> Path:
@@ -26,7 +25,7 @@ def model_folder(path: Path) -> Path:
     Raises:
         DataError: a run that has not finished, or no folder at all.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises where the name is too long
         raise DataError(f"no folder {str(path)!r}", hint="pass a run's folder or a model's folder")
     if (path / "run.json").is_file():
         if not (path / "summary.json").is_file():
@@ -71,12 +70,20 @@ def known_task(folder: Path) -> TaskSettings:
 
 
 def stored_kind(folder: Path) -> Kind:
-    """The kind of a model folder's head."""
+    """The kind of a model folder's head; one output without a ``problem_type`` is a regression, as in transformers.
+
+    Raises:
+        ModelError: no model, or a head for several labels at once.
+    """
     check_folder(folder)
     config = read_config(folder).raw
-    if "BertForQuestionAnswering" in config.get("architectures", []):
+    if "BertForQuestionAnswering" in (config.get("architectures") or []):
         return "span"
-    return "regression" if config.get("problem_type") == "regression" else "classification"
+    problem = config.get("problem_type")
+    if problem == "multi_label_classification":
+        raise ModelError(f"{folder} gives several labels at once, which is not supported")
+    outputs = config.get("num_labels") or len(config.get("id2label") or (0, 1))
+    return "regression" if problem == "regression" or (problem is None and outputs == 1) else "classification"
 
 
 def save_masks(folder: Path, masks: dict[str, Any]) -> None:

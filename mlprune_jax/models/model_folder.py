@@ -17,11 +17,14 @@ CONFIG = "config.json"
 PRUNING = "pruning.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MASKS = "masks.safetensors"
 
 MAX_JSON_BYTES = 64 * 2**20
 
 _STAGING = ".saving"
-_OWNED = re.compile(r"config\.json|pruning\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_OWNED = re.compile(
+    r"config\.json|pruning\.json|masks\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+)
 _REFUSED = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".pkl", ".ckpt"), ""),
     ".h5": "from_tf=True",

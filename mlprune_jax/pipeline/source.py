@@ -7,11 +7,11 @@ from typing import Any
 
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.data.custom import load_custom
-from mlprune_jax.data.encode import Encoded, encode
+from mlprune_jax.data.encode import Encoded, check_vocabulary, encode
 from mlprune_jax.data.glue import load_examples
 from mlprune_jax.data.named import named_task
 from mlprune_jax.data.tasks import Examples, Task
-from mlprune_jax.errors import DataError, ModelError
+from mlprune_jax.errors import DataError
 
 
 def load_splits(
@@ -50,11 +50,7 @@ def encode_split(examples: Examples, tokenizer: Any, settings: TaskSettings, voc
     Raises:
         ModelError: the tokenizer knows more tokens than the model has embeddings.
     """
-    if len(tokenizer) > vocab_size:
-        raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only {vocab_size} embeddings",
-            hint="take the tokenizer that the model was trained with",
-        )
+    check_vocabulary(tokenizer, vocab_size)
     return encode(examples, tokenizer, max_length=settings.max_length)
 
 

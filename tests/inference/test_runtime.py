@@ -11,10 +11,12 @@ import pytest
 
 from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.inference.assemble import assemble
-from mlprune_jax.inference.forward import Form, forward
+from mlprune_jax.inference.forward import Form, LayerPlan, forward
 from mlprune_jax.inference.plan import decide, layer_plans, realise
 from mlprune_jax.inference.runtime import Served, compile_model
 from pallas_kernels import to_dense
+from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry
+from pallas_kernels.device import hardware_name
 from tests.inference.conftest import CONFIG, batch, close, masked, plain_logits, random_params
 
 SIZES = {"batch_sizes": (1, 4), "lengths": (8, 16)}
@@ -72,7 +74,8 @@ def test_filling_up_a_bucket_changes_nothing(compiled, tile_model, rows, length)
     close(compiled.logits(*inputs), plain_logits(CONFIG, tile_model.params, "classification", inputs))
 
 
-def test_nothing_is_compiled_after_construction(compiled):
+def test_nothing_is_compiled_after_construction(tile_model):
+    compiled = compile_model(served(tile_model), implementation="xla", **SIZES)  # its own: no call came before
     events = []
     listener = lambda name, *_, **__: events.append(name)  # noqa: E731
     jax.monitoring.register_event_duration_secs_listener(listener)
@@ -86,11 +89,14 @@ def test_nothing_is_compiled_after_construction(compiled):
 
 def test_threads_get_their_own_answers_and_parameters_stay(compiled):
     inputs = [batch(rows, length) for rows in (1, 2, 4) for length in (4, 8, 13)] * 4
+    before = jax.device_get([e.params for e in compiled._executables.values()])
     alone = [compiled.logits(*each) for each in inputs]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda each: compiled.logits(*each), inputs))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one, other)
+    after = [e.params for e in compiled._executables.values()]
+    jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 def test_every_decision_says_why(compiled):
@@ -112,9 +118,12 @@ def test_memory_is_told(compiled):
     assert 0 < small["activations"] < large["activations"]
 
 
-def test_packed_products_are_not_computed_densely(tile_model):
+def test_packed_products_are_not_computed_densely():
     """No product of the forward has the whole of a packed matrix as an operand; run densely, they all have."""
-    packed, config = assemble(tile_model.params, tile_model.masks, CONFIG, "float32")
+    # Layer 1 of these has four matrices of different shapes, none of them a column of blocks or the pooler.
+    model = masked()
+    packed, config = assemble(model.params, model.masks, CONFIG, "float32")
+    packed, config = only_second_layer(packed, config)
     ids = jnp.ones((5, 12), jnp.int32)  # 60 tokens: no matrix has that size
 
     def operands(implementation):
@@ -124,10 +133,33 @@ def test_packed_products_are_not_computed_densely(tile_model):
         text = jax.jit(partial(forward, form)).lower(params, ids, ids[:, 0], ids).as_text()
         return {line.rsplit("tensor<", 2)[1].split(">")[0] for line in text.splitlines() if "dot_general" in line}
 
-    shapes = {layer.qkv.weight.shape for layer in packed.layers}  # wider than any column of blocks
-    whole = {f"{d_in}x{d_out}xf32" for d_in, d_out in shapes}
+    shapes = {getattr(packed.layers[0], name).weight.shape for name in LayerPlan._fields}
+    whole = {f"{d_in}x{d_out}xf32" for d_in, d_out in shapes if d_out > 32}  # a column of blocks is 32 wide
+    assert len(whole) >= 2
     assert whole <= operands("dense")
     assert not whole & operands("xla")
+
+
+def only_second_layer(packed, config):
+    alone = config.model_copy(update={"layers": config.layers[1:], "num_hidden_layers": 1})
+    return packed._replace(layers=packed.layers[1:]), alone
+
+
+def test_a_plan_may_run_some_products_packed_and_some_dense(tile_model):
+    """Measured costs by which only the widest matrices are worth packing, in one bucket and not in the other."""
+    entries = tuple(
+        Entry("float32", shape, (16, 16), density, tokens, {"dense": 1.0, "xla": xla})
+        for shape, xla in (((64, 192), 0.5), ((32, 32), 2.0))
+        for density in (0.1, 0.9)
+        for tokens in (32, 64)
+    )
+    table = CostTable(hardware_name(), {}, entries)
+    compiled = compile_model(served(tile_model), batch_sizes=[1, 4], lengths=[16], table=table)
+    inputs = batch(4, 16)
+    close(compiled.logits(*inputs), plain_logits(CONFIG, tile_model.params, "classification", inputs))
+    assert {d.choice.implementation for d in compiled.decisions(4, 16)} == {"xla", "dense"}
+    assert {d.choice.implementation for d in compiled.decisions(1, 16)} >= {"dense"}
+    assert all("measured" in d.choice.reason for d in compiled.decisions(4, 16) if d.choice.implementation == "xla")
 
 
 @pytest.mark.parametrize(
@@ -139,6 +171,9 @@ def test_packed_products_are_not_computed_densely(tile_model):
         ((np.ones((2, 8)), np.ones(3)), "a batch needs"),
         ((np.ones((1, 8)), np.zeros(1)), "lengths must lie in 1 .. 8"),
         ((np.ones((1, 8)), np.full(1, 9)), "lengths must lie in 1 .. 8"),
+        ((np.full((1, 8), 40), np.ones(1)), "input_ids must lie in 0 .. 39"),
+        ((np.full((1, 8), -1), np.ones(1)), "input_ids must lie in 0 .. 39"),
+        ((np.ones((1, 8)), np.ones(1), np.full((1, 8), 2)), "token_type_ids must lie in 0 .. 1"),
     ],
 )
 def test_batches_that_do_not_fit(compiled, inputs, told):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from typer.testing import CliRunner
 from mlprune_jax.cli import app
 from mlprune_jax.data.demo import VOCABULARY, write_demo
 from mlprune_jax.data.encode import load_tokenizer
-from mlprune_jax.errors import ConfigError, DataError, IntegrityError, ModelError
-from mlprune_jax.inference.service import load
+from mlprune_jax.errors import ConfigError, DataError, IntegrityError, ModelError, NumericalError
+from mlprune_jax.inference.service import load, to_columns
 from mlprune_jax.inference.simplify import Masked
-from mlprune_jax.inference.stored import MASKS, save_masks
+from mlprune_jax.inference.stored import save_masks
+from mlprune_jax.models.model_folder import MASKS
 from mlprune_jax.models.pretrained import save_pretrained
 from mlprune_jax.pruning.masks import apply_masks
 from tests.inference.conftest import CONFIG, plain_logits, random_masks, random_params
@@ -91,6 +93,74 @@ def test_texts_and_pairs_do_not_mix(predictor):
         predictor(["one", ("two", "three")])
 
 
+@pytest.mark.parametrize("texts", ["one string", [None], [("a", "b", "c")], [("a", 1)], [["a", "b"]], [()]])
+def test_what_is_no_text_is_refused(texts):
+    with pytest.raises(DataError, match=r"one string|a text is a string"):
+        to_columns(texts)
+
+
+def test_what_came_before_a_failing_source_is_answered(predictor, wanted):
+    def failing():
+        yield from TEXTS[:3]
+        raise OSError("the disk is gone")
+
+    answered = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        answered.extend(p.probabilities for p in predictor.stream(failing()))
+    np.testing.assert_allclose(answered, wanted[:3], atol=1e-4)
+
+
+def test_predictors_of_one_model_do_not_disturb_each_other(folder):
+    """They share a tokenizer, which keeps its truncation length between calls."""
+    model = load(folder)
+    predictors = [model.compile(batch_sizes=[4], lengths=[length]) for length in (8, 16)]
+    alone = [predictor(TEXTS[:4]) for predictor in predictors]
+    assert alone[0] != alone[1]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda i: predictors[i % 2](TEXTS[:4]), range(200)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert together == [alone[i % 2] for i in range(200)]
+
+
+def test_logits_that_are_not_finite_are_no_answer(tmp_path):
+    config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
+    path = write_demo(tmp_path, train_size=1, dev_size=1)
+    params = random_params(config, "classification", 2)
+    params["head"]["kernel"] = params["head"]["kernel"] * np.float32(1e6)
+    save_pretrained(path, config, params, kind="classification")
+    with pytest.raises(NumericalError, match="not finite"):
+        load(path).compile(batch_sizes=[1], lengths=[8], dtype="float16")(["good"])
+
+
+def test_one_output_is_a_regression(tmp_path):
+    """As published cross-encoders have it, without a problem_type."""
+    config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
+    path = write_demo(tmp_path, train_size=1, dev_size=1)
+    save_pretrained(path, config, random_params(config, "regression", 1), kind="regression")
+    stored = json.loads((path / "config.json").read_text())
+    for name in ("problem_type", "architectures"):
+        stored[name] = None
+    (path / "config.json").write_text(json.dumps(stored))
+    [prediction] = load(path).compile(batch_sizes=[1], lengths=[8])(["good"])
+    assert prediction.label is None
+    assert prediction.probabilities == ()
+    stored["problem_type"] = "multi_label_classification"
+    (path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ModelError, match="several labels"):
+        load(path)
+
+
+def test_saving_another_model_removes_the_masks_of_the_old(tmp_path):
+    (tmp_path / MASKS).write_bytes(b"of another model")
+    config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
+    save_pretrained(tmp_path, config, random_params(config, "span", 2), kind="span")
+    assert not (tmp_path / MASKS).exists()
+
+
 def test_a_span_model_has_logits_only(tmp_path):
     config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
     path = write_demo(tmp_path, train_size=1, dev_size=1)
@@ -145,10 +215,35 @@ def test_predict_reads_tsv_and_writes_a_file(command, folder, tmp_path):
     refused = command(*options)
     assert refused.exit_code == 3
     assert "line 3: wanted 2 columns, found 3" in refused.stderr
+    assert not output.exists()
+    assert [r["line"] for r in predictions_of((tmp_path / "out.jsonl.partial").read_text())] == [2]
     done = command(*options, "--skip-damaged")
     assert done.exit_code == 0, done.output
     assert "2" in done.stdout
     assert [r["line"] for r in predictions_of(output.read_text())] == [2, 4]
+
+
+def test_predict_never_overwrites_its_input(command, folder, tmp_path):
+    source = tmp_path / "same.jsonl"
+    source.write_text('{"sentence": "good"}\n')
+    done = command("predict", folder, "-i", source, "-o", source)
+    assert done.exit_code == 2
+    assert source.read_text() == '{"sentence": "good"}\n'
+
+
+@pytest.mark.parametrize(
+    ("given", "table", "lines"),
+    [
+        ("\ufeffsentence\nthe film is good .\n", "tsv", [2]),
+        ('sentence,id\n"good, and\nlong",1\nbad,2\n\n', "csv", [2, 4]),
+        ("sentence\n", "tsv", []),
+        ("", "jsonl", []),
+    ],
+)
+def test_predict_reads_standard_input_like_a_file(command, folder, given, table, lines):
+    done = command("predict", folder, "-i", "-", "--format", table, "-q", "--seq", "8", input=given)
+    assert done.exit_code == 0, done.output
+    assert [r["line"] for r in predictions_of(done.stdout)] == lines
 
 
 @pytest.mark.parametrize(
@@ -159,7 +254,9 @@ def test_predict_reads_tsv_and_writes_a_file(command, folder, tmp_path):
         (("-i", "-", "--columns", "wrong"), 3, "no column 'wrong'"),
         (("-i", "-", "--implementation", "triton"), 2, "needs an NVIDIA GPU"),
         (("-i", "-", "--dtype", "int4"), 2, "dtype must be one of"),
-        (("-i", "-", "-o", "no/such/folder/x"), 3, "cannot be opened"),
+        (("-i", "-", "-o", "no/such/folder/x"), 3, "cannot be written"),
+        (("-i", "-", "--seq", "8,99"), 2, "above the model's 32 positions"),
+        (("-i", "-", "--columns", "sentence, sentence"), 2, "two different ones"),
     ],
 )
 def test_predict_refuses(command, folder, args, code, told):
@@ -174,6 +271,9 @@ def test_bench_compares_and_stores(command, folder, tmp_path):
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert json.loads(stored.read_text()) == result
+    decisions = result["decisions"]
+    assert len(decisions) == 2 * 2 * 4
+    assert all(d["reason"] and d["implementation"] and "x" in d["matrix"] for d in decisions)
     rows = result["rows"]
     assert [(r["batch"], r["variant"]) for r in rows[:3]] == [(1, "dense"), (1, "shrunk"), (1, "block-sparse")]
     assert len(rows) == 6

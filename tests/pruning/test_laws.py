@@ -24,6 +24,7 @@ from mlprune_jax.pruning.density import (
 )
 from mlprune_jax.pruning.granularity import HEAD, ROW, Granularity, block, find_groups
 from mlprune_jax.pruning.masks import (
+    apply_mask,
     apply_masks,
     as_bool,
     compute_masks,
@@ -221,3 +222,12 @@ def test_masks_that_fit_nothing_are_refused(params):
         apply_masks(params, {"nothing": jnp.ones(3)})
     with pytest.raises(ConfigError, match="does not fit"):
         apply_masks(params, {"head": {"bias": jnp.ones(2)}})
+
+
+def test_a_mask_covers_the_trailing_axes_of_any_parameter():
+    weight = np.arange(1, 33, dtype=np.float32).reshape(2, 4, 4)
+    mask = np.array([[True, False], [False, True]])
+    np.testing.assert_array_equal(apply_mask(weight, mask), weight * np.kron(mask, np.ones((2, 2), np.float32)))
+    for wrong in (np.ones((), bool), np.ones((0, 2), bool), np.ones((1, 2, 2), bool), np.ones((3, 2), bool)):
+        with pytest.raises(ConfigError, match="does not fit"):
+            apply_mask(weight, wrong)
