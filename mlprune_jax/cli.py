@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -304,7 +304,7 @@ def _as_overrides(options: dict[str, str | float | None], overrides: list[str] |
     return given + (overrides or [])
 
 
-def _text_input() -> TextIO:
+def _text_input() -> io.TextIOWrapper:
     """Standard input as files are read: strict UTF-8 with or without a mark, whatever the locale."""
     return io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="strict", newline="\n")
 

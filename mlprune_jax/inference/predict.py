@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from mlprune_jax.data.named import named_task
 from mlprune_jax.data.tables import stream_rows
@@ -17,11 +17,13 @@ from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.inference.service import LoadedModel, Predictor, Text, load
 from pallas_kernels import Implementation
 
+TextStream = Any  # open for text: the classes of io are not instances of what typing calls so
+
 
 def predict_file(
     model: Path,
-    source: Path | TextIO,
-    output: Path | TextIO,
+    source: Path | TextStream,
+    output: Path | TextStream,
     *,
     table_format: str | None = None,
     columns: tuple[str, ...] | None = None,
@@ -76,7 +78,7 @@ def predict_file(
     return count
 
 
-def _check_files(source: Path | TextIO, output: Path | TextIO) -> None:
+def _check_files(source: Path | TextStream, output: Path | TextStream) -> None:
     if not isinstance(source, Path):
         return
     if not os.path.exists(source) or source.is_dir():
@@ -92,7 +94,7 @@ def _text_columns(model: LoadedModel) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _reading(source: Path | TextIO) -> Iterator[TextIO]:
+def _reading(source: Path | TextStream) -> Iterator[TextStream]:
     if not isinstance(source, Path):
         yield source
         return
@@ -105,7 +107,7 @@ def _reading(source: Path | TextIO) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def _writing(output: Path | TextIO) -> Iterator[TextIO]:
+def _writing(output: Path | TextStream) -> Iterator[TextStream]:
     """The output, or a file beside it that takes its name when the block ends well."""
     if not isinstance(output, Path):
         yield output
