@@ -22,10 +22,9 @@ from pallas_kernels.formats import BlockShape, BlockSparse, to_dense
 from pallas_kernels.timing import measure_interleaved, ratio
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (768, 2304))
-BLOCKS: tuple[BlockShape, ...] = ((32, 32), (64, 64))
+BLOCKS: tuple[BlockShape, ...] = ((32, 32), (64, 64), (16, 16))
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5)
 TOKENS = {"cpu": (128, 1024), "gpu": (128, 1024, 4096, 16384)}
-DTYPES = {"cpu": ("float32",), "gpu": ("bfloat16",)}
 HOPELESS = 0.8
 """A ratio to dense below which denser matrices are not measured."""
 
@@ -67,11 +66,11 @@ def calibrate(
     path = user_table_path(device.hardware_name()) if path is None else path
     platform = device.platform()
     tokens = TOKENS.get(platform, TOKENS["gpu"]) if tokens is None else tokens
-    dtypes = DTYPES.get(platform, DTYPES["gpu"]) if dtypes is None else dtypes
+    dtypes = usual_dtypes() if dtypes is None else dtypes
     started = time.monotonic()
     measured = {"date": time.strftime("%Y-%m-%d"), "jax": jax.__version__, "rounds": rounds} | (details or {})
     table = CostTable(device.hardware_name(), measured, ())
-    for dtype, shape, block_shape in product(dtypes, SHAPES if shapes is None else shapes, blocks):
+    for block_shape, dtype, shape in product(blocks, dtypes, SHAPES if shapes is None else shapes):
         for entry in _ascending(dtype, shape, block_shape, densities, tokens, rounds):
             gain = max(entry.seconds["dense"] / s for name, s in entry.seconds.items() if name != "dense")
             took = {"seconds": round(time.monotonic() - started), "load": _load()}
@@ -81,6 +80,13 @@ def calibrate(
             if time.monotonic() - started > seconds_limit:
                 return table
     return table
+
+
+def usual_dtypes() -> tuple[str, ...]:
+    """bfloat16 on accelerators; float32 on a CPU, and bfloat16 where it has instructions for it."""
+    if device.platform() != "cpu":
+        return ("bfloat16",)
+    return ("float32", "bfloat16") if "avx512_bf16" in device.hardware_name() else ("float32",)
 
 
 def _ascending(

@@ -1,7 +1,8 @@
 """Measured times of the implementations: one table per kind of device, as JSON, checked when it is read.
 
 A table of the user's own device (`calibrate`) lies in the cache folder and goes before the one that came with the
-package. Dense and sparse times of an entry are of one run; those of different entries need not be.
+package, kind of product by kind of product. Dense and sparse times of an entry are of one run; those of different
+entries need not be.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,15 +71,21 @@ def file_name(hardware: str) -> str:
 
 
 def find_table(hardware: str) -> CostTable | None:
-    """The user's table for a device, else the package's, else ``None``.
+    """What is known of a device: the user's table, and the package's for whatever kind of product that one lacks.
+
+    A kind is a dtype and a block shape: a calibration that was cut short hides nothing of the others.
 
     Raises:
-        KernelError: the table is damaged.
+        KernelError: a table is damaged.
     """
-    for path in (user_table_path(hardware), PACKAGED / file_name(hardware)):
-        if path.is_file():
-            return _cached(path, path.stat().st_mtime_ns)
-    return None
+    paths = (user_table_path(hardware), PACKAGED / file_name(hardware))
+    tables = [_cached(path, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+    if len(tables) < 2:
+        return tables[0] if tables else None
+    own, packaged = tables
+    kinds = {(entry.dtype, entry.block_shape) for entry in own.entries}
+    others = tuple(entry for entry in packaged.entries if (entry.dtype, entry.block_shape) not in kinds)
+    return replace(own, entries=own.entries + others)
 
 
 def load_table(path: Path | str) -> CostTable:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Literal, get_args
 
+import jax.numpy as jnp
+
 from pallas_kernels.device import compute_capability, platform
 from pallas_kernels.errors import KernelError
 from pallas_kernels.formats import BlockSparse
@@ -35,6 +37,8 @@ def check_implementation(implementation: Implementation, w: BlockSparse) -> None
                 f"implementation {implementation} needs an NVIDIA GPU of compute capability {least[0]}.{least[1]} or "
                 f"newer; the default device has {has}"
             )
+    if implementation == "mosaic_gpu" and w.dtype == jnp.float32:
+        raise KernelError("implementation mosaic_gpu takes bfloat16 and float16; run float32 with dense")
 
 
 def runnable(w: BlockSparse) -> tuple[Implementation, ...]:

@@ -120,7 +120,8 @@ RULE = [
     ("gpu", 16, 0.09, 4096, "bfloat16", 768, "dense"),
     ("gpu", 128, 0.20, 4096, "bfloat16", 768, "mosaic_gpu"),
     ("gpu", 64, 0.05, 4096, "float32", 768, "dense"),
-    ("cpu", 32, 0.10, 1, "float32", 768, "xla"),
+    ("cpu", 32, 0.10, 8, "float32", 768, "xla"),
+    ("cpu", 32, 0.10, 7, "float32", 768, "dense"),
     ("cpu", 32, 0.11, 4096, "float32", 768, "dense"),
     ("cpu", 16, 0.05, 4096, "float32", 768, "dense"),
     ("cpu", 64, 0.05, 4096, "bfloat16", 768, "dense"),
@@ -211,13 +212,17 @@ def test_users_table_goes_first(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(costs, "PACKAGED", tmp_path / "packaged")
     assert find_table(TABLE.hardware) is None
-    packaged, users = TABLE, replace(TABLE, entries=TABLE.entries[:1])
+    packaged = replace(TABLE, entries=TABLE.entries[:-1])  # of one kind: float32, 32x32
+    users = replace(TABLE, entries=TABLE.entries[:1])
     save_table(packaged, tmp_path / "packaged" / costs.file_name(TABLE.hardware))
     assert find_table(TABLE.hardware) == packaged
     path = user_table_path(TABLE.hardware)
     assert path == tmp_path / "mlprune" / "costs" / "test-cpu-2-cores.json"
     save_table(users, path)
     assert find_table(TABLE.hardware) == users
+    # What the user's table says nothing of is still known from the package's.
+    save_table(TABLE, tmp_path / "packaged" / path.name)
+    assert find_table(TABLE.hardware) == replace(users, entries=users.entries + TABLE.entries[-1:])
     path.write_text("{")
     with pytest.raises(KernelError, match=r"test-cpu-2-cores\.json cannot be read"):
         find_table(TABLE.hardware)
@@ -256,7 +261,8 @@ def test_calibration_writes_a_table_that_is_used(tmp_path, monkeypatch):
 
 
 def test_calibration_leaves_out_the_hopeless_and_keeps_its_time(tmp_path, monkeypatch):
-    facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "tokens": [4, 8], "rounds": 1, "report": lambda line: None}
+    facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "tokens": [4, 8], "dtypes": ["float32"], "rounds": 1}
+    facts["report"] = lambda line: None
     monkeypatch.setattr(calibration, "HOPELESS", 1e9)
     table = calibration.calibrate(tmp_path / "a.json", densities=[0.25, 0.5], **facts)
     assert [(each.density, each.tokens) for each in table.entries] == [(0.25, 4), (0.25, 8)]
