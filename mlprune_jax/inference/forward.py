@@ -20,12 +20,13 @@ from mlprune_jax.models.bert import add_into
 from mlprune_jax.models.names import Kind
 from pallas_kernels import BlockSparse, Implementation, block_sparse_matmul
 from pallas_kernels.block_sparse_matmul.epilogue import Activation, finish
+from pallas_kernels.block_sparse_matmul.xla import Unrolled, multiply
 
 Hidden = Float[Array, "B L D"]
 
 
 class Linear(NamedTuple):
-    """A matrix, dense ``[d_in, d_out]`` or packed, and its bias ``[d_out]``."""
+    """A matrix, dense ``[d_in, d_out]``, packed or unrolled, and its bias ``[d_out]``."""
 
     weight: Any
     bias: Array
@@ -163,6 +164,9 @@ def _linear(
     form: Form, x: Array, linear: Linear, implementation: Implementation = "dense", activation: Activation | None = None
 ) -> Array:
     weight, operand = linear.weight, x.astype(form.dtype)
+    if isinstance(weight, Unrolled):
+        y = multiply(operand.reshape(-1, operand.shape[-1]), weight, linear.bias, None, activation)
+        return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
     if isinstance(weight, BlockSparse):
         y = block_sparse_matmul(operand, weight, bias=linear.bias, activation=activation, implementation=implementation)
         return y.astype(x.dtype)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.inference.forward import LayerParams, LayerPlan, ModelParams
-from pallas_kernels import BlockSparse, Implementation, density
+from pallas_kernels import BlockSparse, Implementation, density, to_dense
 from pallas_kernels.block_sparse_matmul.choose import Choice, choose
 from pallas_kernels.block_sparse_matmul.costs import CostTable
 from pallas_kernels.block_sparse_matmul.implementations import check_implementation, runnable
+from pallas_kernels.block_sparse_matmul.xla import unroll
 
 PRODUCTS = LayerPlan._fields
+
+Prepare = Callable[[int, str, Implementation], Any]  # layer, product, implementation -> matrix
 
 
 class Decision(NamedTuple):
@@ -94,22 +98,30 @@ def layer_plans(decisions: tuple[Decision, ...]) -> tuple[LayerPlan, ...]:
     return tuple(LayerPlan(*names[i : i + len(PRODUCTS)]) for i in range(0, len(names), len(PRODUCTS)))
 
 
-def realise(params: ModelParams, plans: tuple[LayerPlan, ...], dense: Any) -> ModelParams:
-    """Parameters as the plans run them: matrices whose plan is "dense" spread out.
+def realise(params: ModelParams, plans: tuple[LayerPlan, ...], prepared: Prepare) -> ModelParams:
+    """Parameters as the plans run them.
 
     Args:
         params: packed.
         plans: one per layer.
-        dense: ``(layer, product) -> Array``, the spread-out matrix; a caller with several plans keeps them.
+        prepared: `prepare` of one product's matrix; a caller with several plans keeps what it returns.
     """
 
     def layer(i: int, packed: LayerParams, plan: LayerPlan) -> LayerParams:
-        spread = {
-            product: getattr(packed, product)._replace(weight=dense(i, product))
-            for product in PRODUCTS
-            if getattr(plan, product) == "dense" and isinstance(getattr(packed, product).weight, BlockSparse)
-        }
-        return packed._replace(**spread)
+        return packed._replace(
+            **{
+                name: getattr(packed, name)._replace(weight=prepared(i, name, getattr(plan, name)))
+                for name in PRODUCTS
+                if isinstance(getattr(packed, name).weight, BlockSparse)
+            }
+        )
 
     layers = (layer(i, packed, plan) for i, (packed, plan) in enumerate(zip(params.layers, plans, strict=True)))
     return params._replace(layers=tuple(layers))
+
+
+def prepare(weight: BlockSparse, implementation: Implementation) -> Any:
+    """A packed matrix as an implementation takes it: spread out, unrolled, or as it is."""
+    if implementation == "dense":
+        return to_dense(weight)
+    return unroll(weight) if implementation == "xla" else weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,10 @@ from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.inference.assemble import assemble
 from mlprune_jax.inference.forward import Form, ModelParams, forward
-from mlprune_jax.inference.plan import Decision, decide, layer_plans, realise
+from mlprune_jax.inference.plan import Decision, decide, layer_plans, prepare, realise
 from mlprune_jax.models.bert import DTYPES
 from mlprune_jax.models.names import Kind
-from pallas_kernels import Implementation, KernelError, to_dense
+from pallas_kernels import Implementation, KernelError
 from pallas_kernels.block_sparse_matmul.costs import CostTable
 from pallas_kernels.device import platform
 
@@ -171,12 +171,15 @@ def compile_model(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     packed, config = assemble(model.params, model.masks, model.config, dtype)
-    dense = lru_cache(maxsize=None)(lambda layer, product: to_dense(getattr(packed.layers[layer], product).weight))
+
+    @cache  # buckets share what they run alike
+    def prepared(layer: int, product: str, implementation: Implementation) -> Any:
+        return prepare(getattr(packed.layers[layer], product).weight, implementation)
 
     def executable(batch: int, length: int) -> _Executable:
         decisions = decide(packed, batch * length, dtype, implementation=implementation, table=table)
         plans = layer_plans(decisions)
-        params = realise(packed, plans, dense)
+        params = realise(packed, plans, prepared)
         form = Form(config, model.kind, dtype, plans, fused_attention=_has_fused_attention(config, dtype))
         shape = (batch, length)
         inputs = (jnp.ones(shape, jnp.int32), jnp.full(batch, length, jnp.int32), jnp.zeros(shape, jnp.int32))

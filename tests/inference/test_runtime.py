@@ -12,9 +12,8 @@ import pytest
 from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.inference.assemble import assemble
 from mlprune_jax.inference.forward import Form, LayerPlan, forward
-from mlprune_jax.inference.plan import decide, layer_plans, realise
+from mlprune_jax.inference.plan import decide, layer_plans, prepare, realise
 from mlprune_jax.inference.runtime import Served, compile_model
-from pallas_kernels import to_dense
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry
 from pallas_kernels.device import hardware_name
 from tests.inference.conftest import CONFIG, batch, close, masked, plain_logits, random_params
@@ -129,7 +128,7 @@ def test_packed_products_are_not_computed_densely():
     def operands(implementation):
         plans = layer_plans(decide(packed, 60, "float32", implementation=implementation))
         form = Form(config, "classification", "float32", plans, fused_attention=False)
-        params = realise(packed, plans, lambda i, name: to_dense(getattr(packed.layers[i], name).weight))
+        params = realise(packed, plans, lambda i, name, way: prepare(getattr(packed.layers[i], name).weight, way))
         text = jax.jit(partial(forward, form)).lower(params, ids, ids[:, 0], ids).as_text()
         return {line.rsplit("tensor<", 2)[1].split(">")[0] for line in text.splitlines() if "dot_general" in line}
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 
 from pallas_kernels import BlockSparse, KernelError, block_sparse_matmul, choose_for, pad_blocks, to_dense
-from pallas_kernels.block_sparse_matmul import workloads
+from pallas_kernels.block_sparse_matmul import workloads, xla
 from pallas_kernels.block_sparse_matmul.xla import CHUNK
 from tests.kernels import pairwise
 
@@ -244,3 +244,13 @@ def test_more_padding_changes_nothing():
     for implementation in CPU_IMPLEMENTATIONS:
         found = block_sparse_matmul(x, pad_blocks(W, len(W.values) + 5), implementation=implementation)
         np.testing.assert_array_equal(found, block_sparse_matmul(x, W, implementation=implementation))
+
+
+@pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 64)], ids=str)
+@pytest.mark.parametrize("density", [0.0, 0.3])
+def test_an_unrolled_matrix_gives_the_same_product(block, density):
+    """Bit for bit: the same parts, made once on the host instead of in every call."""
+    w = pad_blocks(workloads.make_matrix((128, 192), block, density, dtype=jnp.float32))
+    x, bias = jax.random.normal(jax.random.key(0), (300, 128)), jax.random.normal(jax.random.key(1), (192,))
+    once = jax.jit(xla.multiply, static_argnums=4)(x, xla.unroll(w), bias, None, "gelu")
+    np.testing.assert_array_equal(once, jax.jit(xla.matmul, static_argnums=4)(x, w, bias, None, "gelu"))
