@@ -41,10 +41,16 @@ class Served(NamedTuple):
     kind: Kind
 
 
+UNROLLED_TOKENS = 256
+"""Tokens of a call on a CPU where products are unrolled; more at once fall out of the cache, and a loop inside one call
+copies the parameters (benchmarks/whole_model.py: 64x64 blocks, batch 8 x 128)."""
+
+
 class _Executable(NamedTuple):
-    """One bucket: what was compiled for it, the parameters it takes, and how its products run."""
+    """One bucket: what was compiled for it, for how many of its rows, the parameters it takes, and its decisions."""
 
     call: Any
+    rows: int
     params: ModelParams
     decisions: tuple[Decision, ...]
 
@@ -108,7 +114,13 @@ class CompiledModel:
         padding = ((0, batch - rows), (0, length - tokens))
         # A filled-up row has one token: attention over none would divide by zero.
         full = np.pad(lengths, padding[0], constant_values=1)
-        out = np.asarray(executable.call(executable.params, np.pad(ids, padding), full, np.pad(types, padding)))
+        inputs = (np.pad(ids, padding), full, np.pad(types, padding))
+        out = np.concatenate(
+            [
+                np.asarray(executable.call(executable.params, *(part[i : i + executable.rows] for part in inputs)))
+                for i in range(0, batch, executable.rows)
+            ]
+        )
         return out[:rows, :tokens] if self.kind == "span" else out[:rows]
 
     def _bucket(self, batch: int, length: int) -> Bucket:
@@ -177,15 +189,19 @@ def compile_model(
         return prepare(getattr(packed.layers[layer], product).weight, implementation)
 
     def executable(batch: int, length: int) -> _Executable:
-        decisions = decide(packed, batch * length, dtype, implementation=implementation, table=table)
+        rows = batch
+        decisions = decide(packed, rows * length, dtype, implementation=implementation, table=table)
+        if platform() == "cpu" and any(decision.choice.implementation == "xla" for decision in decisions):
+            rows = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * length <= UNROLLED_TOKENS))
+            decisions = decide(packed, rows * length, dtype, implementation=implementation, table=table)
         plans = layer_plans(decisions)
         params = realise(packed, plans, prepared)
         form = Form(config, model.kind, dtype, plans, fused_attention=_has_fused_attention(config, dtype))
-        shape = (batch, length)
-        inputs = (jnp.ones(shape, jnp.int32), jnp.full(batch, length, jnp.int32), jnp.zeros(shape, jnp.int32))
+        shape = (rows, length)
+        inputs = (jnp.ones(shape, jnp.int32), jnp.full(rows, length, jnp.int32), jnp.zeros(shape, jnp.int32))
         call = jax.jit(partial(forward, form)).lower(params, *inputs).compile()
         jax.block_until_ready(call(params, *inputs))
-        return _Executable(call, params, decisions)
+        return _Executable(call, rows, params, decisions)
 
     sizes = {(batch, length) for batch in batch_sizes for length in lengths}
     try:

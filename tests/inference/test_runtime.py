@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlprune_jax.errors import ConfigError, DataError
+from mlprune_jax.inference import runtime
 from mlprune_jax.inference.assemble import assemble
 from mlprune_jax.inference.forward import Form, LayerPlan, forward
 from mlprune_jax.inference.plan import decide, layer_plans, prepare, realise
@@ -70,6 +71,15 @@ def test_an_implementation_without_blocks_to_run_is_refused():
 @pytest.mark.parametrize(("rows", "length"), [(1, 8), (1, 3), (2, 8), (3, 11), (4, 16)])
 def test_filling_up_a_bucket_changes_nothing(compiled, tile_model, rows, length):
     inputs = batch(rows, length)
+    close(compiled.logits(*inputs), plain_logits(CONFIG, tile_model.params, "classification", inputs))
+
+
+def test_unrolled_products_run_a_few_rows_at_a_time(tile_model, monkeypatch):
+    """Which is seen in the answers of no row."""
+    monkeypatch.setattr(runtime, "UNROLLED_TOKENS", 40)
+    compiled = compile_model(served(tile_model), batch_sizes=[4], lengths=[16], implementation="xla")
+    assert compiled._executables[4, 16].rows == 2
+    inputs = batch(3, 16)
     close(compiled.logits(*inputs), plain_logits(CONFIG, tile_model.params, "classification", inputs))
 
 
