@@ -42,8 +42,8 @@ class Served(NamedTuple):
 
 
 UNROLLED_TOKENS = 256
-"""Tokens of a call on a CPU where products are unrolled: of four BERT-base layers with 64x64 blocks, batch 8 x 128, four
-calls of two rows took 127 ms and one call 155 (24 Nov 2026). On all twelve nothing was gained: docs/results.md."""
+"""Tokens of a call on a CPU where products are unrolled: of four BERT-base layers with 64x64 blocks, batch 8 x 128,
+four calls of two rows took 127 ms and one call 155 (24 Nov 2026). On all twelve nothing was gained: docs/results.md."""
 
 
 class _Executable(NamedTuple):
