@@ -14,8 +14,9 @@ from jaxtyping import Float32
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.inference.assemble import assemble
+from mlprune_jax.inference.calls import plan_calls, run_calls, side_by_side
 from mlprune_jax.inference.forward import Form, ModelParams, forward
-from mlprune_jax.inference.plan import Decision, decide, layer_plans, prepare, realise
+from mlprune_jax.inference.plan import Decision, layer_plans, prepare, realise
 from mlprune_jax.models.bert import DTYPES
 from mlprune_jax.models.names import Kind
 from pallas_kernels import Implementation, KernelError
@@ -41,13 +42,8 @@ class Served(NamedTuple):
     kind: Kind
 
 
-UNROLLED_TOKENS = 256
-"""Tokens of a call on a CPU where products are unrolled: of four BERT-base layers with 64x64 blocks, batch 8 x 128,
-four calls of two rows took 127 ms and one call 155 (24 Nov 2026). On all twelve nothing was gained: docs/results.md."""
-
-
 class _Executable(NamedTuple):
-    """One bucket: what was compiled for it, for how many of its rows, the parameters it takes, and its decisions."""
+    """One bucket: what was compiled for it, the rows of one call, the parameters it takes, and its decisions."""
 
     call: Any
     rows: int
@@ -76,11 +72,14 @@ class CompiledModel:
         return self._executables[self._bucket(batch, length)].decisions
 
     def memory(self, batch: int, length: int) -> dict[str, int]:
-        """Bytes of parameters, and the peak of everything else that a call holds at once, by XLA's own accounting."""
-        executable = self._executables[self._bucket(batch, length)]
+        """Bytes of parameters, and of everything else that is held at once at most, by XLA's own accounting."""
+        batch, length = self._bucket(batch, length)
+        executable = self._executables[batch, length]
         told = executable.call.memory_analysis()
         parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(executable.params))
-        return {"parameters": parameters, "activations": told.temp_size_in_bytes + told.output_size_in_bytes}
+        at_once = side_by_side(-(-batch // executable.rows))
+        of_call = told.temp_size_in_bytes + told.output_size_in_bytes
+        return {"parameters": parameters, "activations": at_once * of_call}
 
     def logits(self, input_ids: Any, lengths: Any, token_type_ids: Any = None) -> Float32[np.ndarray, "..."]:
         """Logits of a batch; rows and tokens that fill up a bucket are cut off again.
@@ -111,16 +110,12 @@ class CompiledModel:
         # Out of range, a lookup inside the compiled forward would answer for some other token.
         _check_range("input_ids", ids, len(executable.params.word))
         _check_range("token_type_ids", types, len(executable.params.token_type))
-        padding = ((0, batch - rows), (0, length - tokens))
+        calls = max(-(-rows // executable.rows), 1)
+        padding = ((0, calls * executable.rows - rows), (0, length - tokens))
         # A filled-up row has one token: attention over none would divide by zero.
         full = np.pad(lengths, padding[0], constant_values=1)
         inputs = (np.pad(ids, padding), full, np.pad(types, padding))
-        out = np.concatenate(
-            [
-                np.asarray(executable.call(executable.params, *(part[i : i + executable.rows] for part in inputs)))
-                for i in range(0, batch, executable.rows)
-            ]
-        )
+        out = run_calls(partial(executable.call, executable.params), inputs, executable.rows)
         return out[:rows, :tokens] if self.kind == "span" else out[:rows]
 
     def _bucket(self, batch: int, length: int) -> Bucket:
@@ -189,11 +184,7 @@ def compile_model(
         return prepare(getattr(packed.layers[layer], product).weight, implementation)
 
     def executable(batch: int, length: int) -> _Executable:
-        rows = batch
-        decisions = decide(packed, rows * length, dtype, implementation=implementation, table=table)
-        if platform() == "cpu" and any(decision.choice.implementation == "xla" for decision in decisions):
-            rows = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * length <= UNROLLED_TOKENS))
-            decisions = decide(packed, rows * length, dtype, implementation=implementation, table=table)
+        rows, decisions = plan_calls(packed, batch, length, dtype, implementation, table)
         plans = layer_plans(decisions)
         params = realise(packed, plans, prepared)
         form = Form(config, model.kind, dtype, plans, fused_attention=_has_fused_attention(config, dtype))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlprune_jax.errors import ConfigError, DataError
-from mlprune_jax.inference import runtime
+from mlprune_jax.inference import calls
 from mlprune_jax.inference.assemble import assemble
 from mlprune_jax.inference.forward import Form, LayerPlan, forward
 from mlprune_jax.inference.plan import decide, layer_plans, prepare, realise
@@ -76,7 +76,7 @@ def test_filling_up_a_bucket_changes_nothing(compiled, tile_model, rows, length)
 
 def test_unrolled_products_run_a_few_rows_at_a_time(tile_model, monkeypatch):
     """Which is seen in the answers of no row."""
-    monkeypatch.setattr(runtime, "UNROLLED_TOKENS", 40)
+    monkeypatch.setattr(calls, "UNROLLED_TOKENS", 40)
     compiled = compile_model(served(tile_model), batch_sizes=[4], lengths=[16], implementation="xla")
     assert compiled._executables[4, 16].rows == 2
     inputs = batch(3, 16)
