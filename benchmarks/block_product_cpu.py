@@ -25,7 +25,8 @@ def main():
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "block_product_cpu.json")
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--blocks", nargs="+", type=int, default=[32, 64])
-    parser.add_argument("--tokens", nargs="+", type=int, default=[128, 512, 4096])
+    parser.add_argument("--tokens", nargs="*", type=int, default=[128, 1024], help="of a call alone")
+    parser.add_argument("--side-by-side", nargs="*", type=int, default=[128], help="of a call of each core at once")
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4, 0.5])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1800)
@@ -37,6 +38,7 @@ def main():
         blocks=[(side, side) for side in args.blocks],
         densities=args.densities,
         tokens=args.tokens,
+        side_by_side=args.side_by_side,
         dtypes=args.dtypes,
         rounds=args.rounds,
         seconds_limit=args.seconds,

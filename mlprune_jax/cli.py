@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 import shlex
 import sys
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from mlprune_jax.errors import ConfigError, MLPruneError
+from mlprune_jax.report.json_text import to_json
 
 if TYPE_CHECKING:
     from mlprune_jax.config.settings import RunConfig
@@ -125,7 +125,7 @@ def resume(
     offline: Offline = False,
     debug: Debug = False,
 ) -> None:
-    """Continue a stopped run from what it has finished, with the settings it began with."""
+    """Continue a stopped run from its newest whole checkpoint, with the settings it began with."""
 
     def work() -> dict[str, Any]:
         from mlprune_jax import pipeline
@@ -164,6 +164,18 @@ def inspect(folder: Folder, as_json: Json = False, debug: Debug = False) -> None
         from mlprune_jax.pipeline import evaluation
 
         return evaluation.inspect_folder(folder)
+
+    _perform(work, Switches(as_json, offline=True, debug=debug))
+
+
+@app.command()
+def verify(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
+    """See that every file of a run, its checkpoints included, is what was written."""
+
+    def work() -> dict[str, Any]:
+        from mlprune_jax.pipeline.verification import verify_folder
+
+        return verify_folder(folder)
 
     _perform(work, Switches(as_json, offline=True, debug=debug))
 
@@ -273,7 +285,7 @@ def config_show(
 
     with _failures_told(debug=debug):
         config = _load(file or packaged_config("demo"), overrides or [])
-        text = _to_json(config.model_dump(mode="json")) if as_json else dump_config(config).rstrip()
+        text = to_json(config.model_dump(mode="json")) if as_json else dump_config(config).rstrip()
     typer.echo(text)
 
 
@@ -283,7 +295,7 @@ def config_schema() -> None:
     from mlprune_jax.config.loading import config_schema as schema_of
     from mlprune_jax.config.settings import RunConfig
 
-    typer.echo(_to_json(schema_of(RunConfig)))
+    typer.echo(to_json(schema_of(RunConfig)))
 
 
 def main() -> None:
@@ -343,7 +355,7 @@ def _perform(work: Callable[[], dict[str, Any] | None], switches: Switches) -> N
         with contextlib.redirect_stdout(sys.stderr):
             result = work()
         if switches.as_json:
-            typer.echo(_to_json(result))
+            typer.echo(to_json(result))
         elif result is not None:
             print_result(result)
 
@@ -383,16 +395,3 @@ def _failures_told(*, debug: bool) -> Iterator[None]:
     if failure.hint:
         typer.echo(f"hint: {failure.hint}", err=True)
     raise typer.Exit(code)
-
-
-def _to_json(data: Any) -> str:
-    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-
-
-def _finite(data: Any) -> Any:
-    """NaN and infinity as null: JSON has neither, and other readers refuse Python's spelling of them."""
-    if isinstance(data, dict):
-        return {name: _finite(value) for name, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(item) for item in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -13,6 +13,8 @@ LIBRARY, KERNELS = "mlprune_jax", "pallas_kernels"
 # A room imports those before it.
 ROOMS = (
     "errors",
+    "files",
+    "manifest",
     "_compat",
     "config",
     "data",

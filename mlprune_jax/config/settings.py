@@ -204,6 +204,8 @@ class RunConfig(TaskSettings):
         compute_dtype: of products and activations; parameters and sums stay float32.
         offline: never ask the hub.
         log_every: steps between two lines of metrics.jsonl.
+        checkpoint_steps, checkpoint_minutes: between two checkpoints, whichever comes first; null steps: by time alone.
+        keep_checkpoints: how many stay, the newest.
         geometry: of a fresh model; its vocabulary size is the tokenizer's.
         distillation: unset trains without a teacher.
     """
@@ -215,6 +217,9 @@ class RunConfig(TaskSettings):
     eval_batch_size: Count = 64
     offline: bool = False
     log_every: Count = 50
+    checkpoint_steps: Count | None = None
+    checkpoint_minutes: Annotated[Real, Field(gt=0)] = 10.0
+    keep_checkpoints: Count = 2
     geometry: ModelConfig | None = None
     dense: DenseStage = DenseStage()
     prune: Prune = Prune()

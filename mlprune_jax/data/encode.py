@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,14 @@ class Encoded:
     def lengths(self) -> Int64[np.ndarray, " examples"]:
         """Tokens of each example."""
         return np.diff(self.offsets)
+
+    def digest(self) -> str:
+        """Sha256 over everything: splits of the same digest train alike."""
+        found = hashlib.sha256(str(self.pad_id).encode())
+        for array in (self.input_ids, self.token_type_ids, self.offsets, self.labels):
+            if array is not None:
+                found.update(array.tobytes())
+        return found.hexdigest()
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:

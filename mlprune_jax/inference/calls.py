@@ -42,7 +42,8 @@ def plan_calls(
     if platform() != "cpu":
         return batch, decide(params, batch * length, dtype, implementation=implementation, table=table)
     large, small = (_rows(batch, length, tokens) for tokens in (CPU_TOKENS, UNROLLED_TOKENS))
-    decisions = decide(params, small * length, dtype, implementation=implementation, table=table)
+    several = small < batch
+    decisions = decide(params, small * length, dtype, implementation=implementation, side_by_side=several, table=table)
     if all(decision.choice.implementation != "xla" for decision in decisions):
         return large, decisions
     if implementation is None and small < large and not _pays(decisions):

@@ -44,6 +44,7 @@ def decide(
     dtype: str,
     *,
     implementation: Implementation | None = None,
+    side_by_side: bool = False,
     table: CostTable | None = None,
 ) -> tuple[Decision, ...]:
     """A decision for every product of every layer.
@@ -53,6 +54,7 @@ def decide(
         tokens: rows of each product, batch times length.
         dtype: of the operands.
         implementation: run every packed matrix with this one; ``None`` picks by measured cost.
+        side_by_side: other calls run on the other cores at the same time.
         table: measured costs; ``None`` takes the device's own.
 
     Raises:
@@ -66,7 +68,7 @@ def decide(
             hint="blocks need sides of 16, 32, 64 or 128; a model without runs dense: leave the implementation out",
         )
     return tuple(
-        _decide_one(i, product, getattr(layer, product).weight, tokens, dtype, implementation, table)
+        _decide_one(i, product, getattr(layer, product).weight, tokens, dtype, implementation, side_by_side, table)
         for i, layer in enumerate(params.layers)
         for product in PRODUCTS
     )
@@ -79,6 +81,7 @@ def _decide_one(
     tokens: int,
     dtype: str,
     implementation: Implementation | None,
+    side_by_side: bool,
     table: CostTable | None,
 ) -> Decision:
     if not isinstance(weight, BlockSparse):
@@ -88,7 +91,16 @@ def _decide_one(
         check_implementation(implementation, weight)
         choice = Choice(implementation, "asked for", None)
     else:
-        choice = choose(weight.shape, weight.block_shape, kept, tokens, dtype, table=table, allowed=runnable(weight))
+        choice = choose(
+            weight.shape,
+            weight.block_shape,
+            kept,
+            tokens,
+            dtype,
+            side_by_side=side_by_side,
+            table=table,
+            allowed=runnable(weight),
+        )
     return Decision(layer, product, weight.shape, weight.block_shape, kept, choice)
 
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.errors import DataError, IntegrityError, ModelError
+from mlprune_jax.manifest import MANIFEST, check_manifest
 from mlprune_jax.models.hf_config import read_config
 from mlprune_jax.models.model_folder import MASKS, check_folder
 from mlprune_jax.models.names import Kind
@@ -24,13 +25,16 @@ def model_folder(path: Path) -> Path:
 
     Raises:
         DataError: a run that has not finished, or no folder at all.
+        IntegrityError: files that are not what a run wrote.
     """
     if not os.path.exists(path):  # Path.exists raises where the name is too long
         raise DataError(f"no folder {str(path)!r}", hint="pass a run's folder or a model's folder")
     if (path / "run.json").is_file():
         if not (path / "summary.json").is_file():
             raise DataError(f"the run in {path} has not finished", hint=f"finish it with `mlprune resume {path}`")
-        return path / "final"
+        path = path / "final"
+    if (path / MANIFEST).is_file():
+        check_manifest(path)
     return path
 
 

@@ -23,7 +23,7 @@ MAX_JSON_BYTES = 64 * 2**20
 
 _STAGING = ".saving"
 _OWNED = re.compile(
-    r"config\.json|pruning\.json|masks\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"config\.json|mlprune\.manifest\.json|pruning\.json|masks\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
 _REFUSED = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".pkl", ".ckpt"), ""),

@@ -8,10 +8,10 @@ from typing import Any
 from mlprune_jax.data.batches import eval_batches
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ModelError
+from mlprune_jax.files import read_json
 from mlprune_jax.inference.stored import known_task, load_masks, model_folder, stored_kind
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.models.tasks import TaskModel
-from mlprune_jax.pipeline.folder import read_json
 from mlprune_jax.pipeline.source import encode_split, load_splits
 from mlprune_jax.pipeline.summary import describe_model
 from mlprune_jax.training.metrics import evaluate, make_forward

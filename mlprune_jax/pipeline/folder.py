@@ -1,25 +1,32 @@
 """A run's folder: what lies where, written so that nothing half-done looks finished.
 
-``config.resolved.yaml``, ``run.json``, ``metrics.jsonl``, ``stages/<name>/`` (a model folder, the
-learned state, and last of all ``stage.json``), ``final/``, ``summary.json``.
+``config.resolved.yaml``, ``run.json``, ``metrics.jsonl``, ``stages/<name>/`` (a model folder, the learned state, and
+last of all ``stage.json`` and a manifest), ``checkpoints/`` of the stage at work, ``final/``, ``summary.json``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+from filelock import FileLock, Timeout
 
 from mlprune_jax.config.loading import dump_config
 from mlprune_jax.config.settings import RunConfig
-from mlprune_jax.errors import ConfigError, IntegrityError
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.files import read_json, write_json, write_text
+from mlprune_jax.manifest import MANIFEST, check_manifest, write_manifest
+
+REPORT = "stage.json"
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -30,6 +37,7 @@ class RunFolder:
         self.final = root / "final"
         self.summary = root / "summary.json"
         self.resolved = root / "config.resolved.yaml"
+        self.checkpoints = root / "checkpoints"
 
     def check_unused(self) -> None:
         """See that a run can start here.
@@ -44,15 +52,7 @@ class RunFolder:
             )
 
     def create(self, config: RunConfig, command: str) -> None:
-        """Start a folder that is new or empty.
-
-        Raises:
-            ConfigError: it cannot be made.
-        """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot make {self.root}: {error}", hint="choose another folder with -o") from error
+        """Write what a run begins with, inside `locked`."""
         write_text(self.resolved, dump_config(config))
         names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "mlprune_jax")
         self.describe(
@@ -64,6 +64,25 @@ class RunFolder:
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             state="running",
         )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out; the lock goes with the process, however that ends.
+
+        Raises:
+            ConfigError: the folder cannot be made, or another process runs in it.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make {self.root}: {error}", hint="choose another folder with -o") from error
+        try:
+            with FileLock(self.root / LOCK, timeout=0):
+                yield
+        except Timeout as error:
+            raise ConfigError(
+                f"another process runs in {self.root}", hint="wait for it, stop it, or choose another folder with -o"
+            ) from error
 
     def clear(self) -> None:
         """Remove everything in the folder, not the folder itself."""
@@ -83,47 +102,39 @@ class RunFolder:
         return self.root / "stages" / name
 
     def finished(self, name: str) -> dict[str, Any] | None:
-        """What a finished stage reported, or ``None``; leftovers of an unfinished one are cleared away."""
-        report = self.stage(name) / "stage.json"
-        if report.is_file():
-            return read_json(report)
-        shutil.rmtree(self.stage(name), ignore_errors=True)
+        """What a finished stage reported, or ``None``; leftovers of an unfinished one are cleared away.
+
+        Raises:
+            IntegrityError: it is finished, and its files are not what it wrote.
+        """
+        path = self.stage(name)
+        if (path / REPORT).is_file() and (path / MANIFEST).is_file():
+            check_manifest(path)
+            return read_json(path / REPORT)
+        shutil.rmtree(path, ignore_errors=True)
         return None
+
+    def finish(self, name: str, report: dict[str, Any]) -> None:
+        """Write a stage's report, and last of all the manifest that makes it finished; its checkpoints go."""
+        write_json(self.stage(name) / REPORT, report)
+        write_manifest(self.stage(name))
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
         with (self.root / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one piece."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file in one piece."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that a run wrote.
-
-    Raises:
-        IntegrityError: it is absent or damaged.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds a {type(value).__name__}, not an object")
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}", hint="the run's folder is damaged") from error
-    return value
+    def forget_after(self, training: str, step: int) -> None:
+        """Drop the lines of ``metrics.jsonl`` of steps that will be taken again."""
+        path = self.root / "metrics.jsonl"
+        if not path.is_file():
+            return
+        # A kill can leave half a line at the end.
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        entries = [(line, json.loads(line)) for line in lines]
+        kept = [line for line, entry in entries if entry["stage"] != training or entry["step"] <= step]
+        write_text(path, "".join(kept))
 
 
 def _version(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
 import time
@@ -17,11 +19,13 @@ from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import PruneStage, RunConfig, TaskSettings, TrainSettings
 from mlprune_jax.data.demo import write_demo
 from mlprune_jax.data.encode import load_tokenizer
-from mlprune_jax.errors import ConfigError, DataError
+from mlprune_jax.errors import ConfigError, DataError, Preempted
+from mlprune_jax.files import read_json, write_json
 from mlprune_jax.inference.stored import load_masks, save_masks
+from mlprune_jax.manifest import write_manifest
 from mlprune_jax.models.pretrained import load_pretrained, resolve_model, save_pretrained
 from mlprune_jax.models.tasks import TaskModel, init_params
-from mlprune_jax.pipeline.folder import RunFolder, read_json, write_json
+from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pipeline.source import encode_split, load_splits, tokenizer_files
 from mlprune_jax.pipeline.stages import (
     Context,
@@ -40,9 +44,15 @@ from mlprune_jax.pruning.density import BlockCost, Cost, HeadRowCost, check_reac
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups, format_block
 from mlprune_jax.report.progress import progress_display
 from mlprune_jax.training.arrival import threshold_rate
-from mlprune_jax.training.checkpoint import save_state
+from mlprune_jax.training.checkpoint import Checkpoints, save_state
+from mlprune_jax.training.interrupt import StopRequest
+from mlprune_jax.training.keeper import Keeper
+from mlprune_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
+
+FREE_TO_CHANGE = ("offline", "log_every", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints")
+"""Settings that a stopped run may have changed in its ``config.resolved.yaml`` before it goes on."""
 
 
 def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = False) -> dict[str, Any]:
@@ -58,36 +68,42 @@ def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = Fa
         The summary, as in ``summary.json``.
 
     Raises:
+        Preempted: SIGTERM or SIGINT came; everything up to the last step is saved.
         MLPruneError: bad input, before anything is trained wherever it can be seen there.
     """
     folder = RunFolder(workdir)
     folder.check_unused()
     existed = workdir.exists()
-    try:
-        folder.create(config, command)
-        checked = _Run(config, folder, quiet=quiet)
-    except BaseException:
-        # Nothing was trained: leave nothing that looks like a run; a folder that was there stays, empty as it was.
-        if existed:
-            folder.clear()
-        else:
-            shutil.rmtree(workdir, ignore_errors=True)
-        raise
-    return _finish(checked)
+    with folder.locked(), StopRequest() as stopping:
+        try:
+            folder.create(config, command)
+            checked = _Run(config, folder, quiet=quiet, stopping=stopping)
+        except BaseException:
+            # Nothing was trained: leave nothing that looks like a run; a folder that was there stays, empty as it was.
+            if existed:
+                folder.clear()
+            else:
+                shutil.rmtree(workdir, ignore_errors=True)
+            raise
+        return _finish(checked)
 
 
 def resume(workdir: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Continue a run after its last finished stage; a finished run gives its summary again.
+    """Continue a run from its newest whole checkpoint; a finished run gives its summary again.
 
     Raises:
         DataError: the folder holds no run.
+        ConfigError: another process runs in it, or its settings or data have changed.
+        IntegrityError: what a finished stage wrote is damaged, or every checkpoint is.
+        Preempted: as `run`.
     """
     folder = RunFolder(workdir)
     if not folder.resolved.is_file():
         raise DataError(f"{workdir} holds no run", hint="start one with `mlprune prune`")
     if folder.summary.is_file():
         return read_json(folder.summary)
-    return _finish(_Run(load_config(RunConfig, folder.resolved), folder, quiet=quiet))
+    with folder.locked(), StopRequest() as stopping:
+        return _finish(_Run(load_config(RunConfig, folder.resolved), folder, quiet=quiet, stopping=stopping))
 
 
 def _finish(checked: _Run) -> dict[str, Any]:
@@ -113,8 +129,8 @@ def plan(config: RunConfig, workdir: Path | None = None) -> dict[str, Any]:
 class _Run:
     """A run's data and starting model, loaded and checked; then its stages, one after the other."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, *, quiet: bool):
-        self.config, self.folder = config, folder
+    def __init__(self, config: RunConfig, folder: RunFolder, *, quiet: bool, stopping: Callable[[], bool] = bool):
+        self.config, self.folder, self.stopping = config, folder, stopping
         show = progress_display(quiet)
 
         def log(entry: dict[str, Any]) -> None:
@@ -140,10 +156,30 @@ class _Run:
         train, dev = (
             encode_split(examples[s], tokenizer, config, self.start.config.vocab_size) for s in ("train", "dev")
         )
-        self.context = Context(config, self.task, self.num_labels, train, dev, self.log)
+        self.context = Context(config, self.task, self.num_labels, train, dev, self.log, self._go_on)
         for name, stage in self._stages().items():
             self.context.batches(stage, name)
         self._check_schedules()
+
+    def _go_on(self, training: str, state: TrainState) -> tuple[TrainState, Keeper]:
+        """The newest whole checkpoint of a training, or its first state, and what saves the states to come."""
+        checkpoints = Checkpoints(
+            self.folder.checkpoints / training,
+            identity={"config": _digest(self.config), "training data": self.context.train.digest()},
+            keep=self.config.keep_checkpoints,
+        )
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state = restored
+            _log.info("%s: goes on after step %d", training, int(state.step))
+        self.folder.forget_after(training, int(state.step))
+        keeper = Keeper(
+            checkpoints,
+            steps=self.config.checkpoint_steps,
+            minutes=self.config.checkpoint_minutes,
+            stopping=self.stopping,
+        )
+        return state, keeper
 
     def _starting_model(self) -> tuple[Model, bool]:
         if self.config.geometry is not None:
@@ -263,9 +299,11 @@ class _Run:
             model = self._stage("blocks", reports, lambda path: self._blocks(path, student, judge))
             masks = load_masks(self.folder.stage("blocks"))
         self._save(self.folder.final, model, masks)
+        write_manifest(self.folder.final)
         final, _ = self._load(self.folder.final)
         summary = summarize(self.config, self.task, final, masks, score(self.context, final), reports)
         summary["seconds"] = round(sum(report["seconds"] for report in reports.values()), 1)
+        shutil.rmtree(self.folder.checkpoints, ignore_errors=True)  # a kill can have left those of the last stage
         write_json(self.folder.summary, summary)
         return summary
 
@@ -280,11 +318,13 @@ class _Run:
         path = self.folder.stage(name)
         report = self.folder.finished(name)
         if report is None:
+            if self.stopping():
+                raise Preempted(f"stopped before stage {name}, as asked", hint="go on with `mlprune resume`")
             started = time.perf_counter()
             model = work(path)
             report = {**score(self.context, model), "seconds": round(time.perf_counter() - started, 1)}
             report |= describe_model(model.config, load_masks(path))
-            write_json(path / "stage.json", report)
+            self.folder.finish(name, report)
             metric = self.task.metrics[0]
             kept = report["encoder_parameters"]["kept"] / report["encoder_parameters"]["dense"]
             _log.info("%s: %s %.4f, density %.4f", name, metric, report[metric], kept)
@@ -336,6 +376,12 @@ class _Run:
             shutil.copyfile(file, path / file.name)
         if masks is not None:
             save_masks(path, masks)
+
+
+def _digest(config: RunConfig) -> str:
+    """Of every setting that training depends on."""
+    settings = config.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _save_learned(path: Path, learned: Learned) -> None:

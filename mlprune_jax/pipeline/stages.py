@@ -35,10 +35,11 @@ from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
 from mlprune_jax.pruning.masks import apply_masks, init_scores, init_thresholds, masks_keeping
 from mlprune_jax.pruning.shrink import shrink
 from mlprune_jax.training.arrival import threshold_rate
+from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.loop import fit
 from mlprune_jax.training.metrics import evaluate, make_forward
 from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
-from mlprune_jax.training.state import Fixed, init_state, merge, split_frozen
+from mlprune_jax.training.state import Fixed, TrainState, init_state, merge, split_frozen
 from mlprune_jax.training.step import make_train_step
 
 _log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Context:
         task, num_labels: what is predicted.
         train, dev: encoded splits.
         log: receives one line of metrics.
+        go_on: a training's name and its first state -> the state to go on from, and what saves those to come.
     """
 
     config: RunConfig
@@ -70,6 +72,7 @@ class Context:
     train: Encoded
     dev: Encoded
     log: Callable[[dict[str, Any]], None]
+    go_on: Callable[[str, TrainState], tuple[TrainState, Keeper]]
 
     def module(self, config: ModelConfig) -> TaskModel:
         """The Flax module that runs ``config`` for this task."""
@@ -276,14 +279,17 @@ def _train(
     def log(number: int, values: dict[str, float]) -> None:
         context.log({"stage": stage, "step": number, "steps": steps, **values})
 
+    state, keeper = context.go_on(stage, init_state(trained, optimizer))
+    done = int(state.step)
     state = fit(
         step,
-        init_state(trained, optimizer),
+        state,
         fixed,
-        batches.iterate(0, steps),
+        batches.iterate(done, steps - done),
         seed=stage_seed(context.config.seed, f"{stage}.dropout"),
         log=log,
         log_every=context.config.log_every,
+        keeper=keeper,
     )
     trained = jax.device_get(state.trained)
     _log.info("%s: %d steps in %.1f s", stage, steps, time.perf_counter() - started)

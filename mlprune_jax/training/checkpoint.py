@@ -1,14 +1,29 @@
-"""Checkpoints of training state: the only file that imports orbax."""
+"""Checkpoints of training state: the only file that imports orbax.
+
+``<folder>/<step>/`` holds ``state/``, which plain orbax calls read, and a manifest. It appears under that name once
+both are complete; until then it is called ``<step>.saving``.
+"""
 
 from __future__ import annotations
 
+import logging
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from mlprune_jax.errors import IntegrityError
+from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError
+from mlprune_jax.manifest import check_manifest, write_manifest
+
+_log = logging.getLogger(__name__)
+
+STATE = "state"
+SAVING = ".saving"
+QUARANTINE = "quarantine"
 
 
 def save_state(folder: Path, tree: Any) -> None:
@@ -36,3 +51,129 @@ def load_state(folder: Path, like: Any) -> Any:
             f"{folder} does not hold the expected state: {type(error).__name__}: {str(error).splitlines()[0]}",
             hint="remove the stage's folder and resume: the stage is run again",
         ) from error
+
+
+class Checkpoints:
+    """The newest checkpoints of one training: written in the background, verified before one is used.
+
+    Args:
+        folder: theirs alone; made with the first of them.
+        identity: what must be the same for a checkpoint to go on from, as plain data.
+        keep: how many stay.
+    """
+
+    def __init__(self, folder: Path, *, identity: dict[str, Any], keep: int):
+        self._folder, self._identity, self._keep = folder, identity, keep
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self.newest: int | None = None
+
+    def save(self, step: int, tree: Any) -> None:
+        """Copy the state from the device and write it while training goes on; an earlier save is waited for.
+
+        Raises:
+            MLPruneError: the earlier save failed, or this one cannot begin; earlier checkpoints stay as they are.
+        """
+        self.wait()
+        saving = self._folder / f"{step:08d}{SAVING}"
+        facts = {"identity": self._identity, "step": step, "leaves": _leaves(tree)}
+        try:
+            saving.mkdir(parents=True, exist_ok=True)
+            writing = ocp.save_async(str((saving / STATE).resolve()), tree, overwrite=True)
+        except Exception as error:
+            raise _unwritten(saving, error) from error
+        self._pending = self._worker.submit(self._commit, writing.result, saving, facts)
+        self.newest = step
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk.
+
+        Raises:
+            MLPruneError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def restore(self, like: Any) -> Any | None:
+        """The newest state whose files are all as they were written; damaged ones are moved to ``quarantine``.
+
+        Args:
+            like: a state of the same tree, shapes and dtypes.
+
+        Returns:
+            The state, or ``None`` where nothing was saved yet.
+
+        Raises:
+            ConfigError: the checkpoint is of other settings, other data, or a model of other shapes.
+            IntegrityError: there are checkpoints, and all of them are damaged.
+        """
+        for leftover in self._folder.glob(f"*{SAVING}"):  # of a run that was killed while it saved
+            shutil.rmtree(leftover)
+        steps = sorted((path for path in self._folder.glob("[0-9]*") if path.is_dir()), reverse=True)
+        for folder in steps:
+            try:
+                facts = check_manifest(folder)
+                self._check_same(folder, facts, like)
+                state = load_state(folder / STATE, like)
+            except IntegrityError as error:
+                self._set_aside(folder, error)
+                continue
+            self.newest = int(facts["step"])
+            return state
+        if steps or (self._folder / QUARANTINE).is_dir():
+            raise IntegrityError(
+                f"no checkpoint in {self._folder} is whole; damaged ones lie in {self._folder / QUARANTINE}",
+                hint=f"remove {self._folder} to train this stage from its start again",
+            )
+        return None
+
+    def _check_same(self, folder: Path, facts: dict[str, Any], like: Any) -> None:
+        differing = [name for name, value in self._identity.items() if facts["identity"].get(name) != value]
+        if differing:
+            raise ConfigError(
+                f"{folder} was saved with another {' and another '.join(differing)} than this run has",
+                hint="put back what was changed, or start a new run in another folder",
+            )
+        wanted, found = _leaves(like), facts["leaves"]
+        odd = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
+        if odd:
+            raise ConfigError(
+                f"{folder} does not fit: {odd[0]} is {found.get(odd[0])} there and {wanted.get(odd[0])} here",
+                hint="resume with the version of mlprune_jax that wrote it",
+            )
+
+    def _commit(self, written: Callable[[], Any], saving: Path, facts: dict[str, Any]) -> None:
+        try:
+            written()
+            write_manifest(saving, **facts)
+            target = saving.with_name(saving.name.removesuffix(SAVING))
+            shutil.rmtree(target, ignore_errors=True)
+            saving.rename(target)
+        except Exception as error:
+            shutil.rmtree(saving, ignore_errors=True)
+            raise _unwritten(saving, error) from error
+        whole = sorted(path for path in self._folder.glob("[0-9]*") if not path.name.endswith(SAVING))
+        for old in whole[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _set_aside(self, folder: Path, error: IntegrityError) -> None:
+        place = self._folder / QUARANTINE / folder.name
+        place.parent.mkdir(exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        folder.rename(place)
+        _log.warning("%s; moved to %s, the one before is tried", error.message, place)
+
+
+def _unwritten(folder: Path, error: Exception) -> MLPruneError:
+    told = " ".join(str(error).split())[:200]
+    return MLPruneError(
+        f"cannot write the checkpoint {folder}: {type(error).__name__}: {told}",
+        hint="see that the disk has space and can be written, then `mlprune resume`; earlier checkpoints are whole",
+    )
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    """Dtype and shape of every leaf, by its path."""
+    found, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in found}

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from mlprune_jax.errors import NumericalError
+from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.state import Fixed, TrainState
 from mlprune_jax.training.step import Step
 
@@ -26,30 +27,36 @@ def fit(
     seed: int,
     log: Log,
     log_every: int,
+    keeper: Keeper,
 ) -> TrainState:
     """Run ``step`` over ``batches``.
 
     Args:
         step: from `make_train_step`.
-        state: before the first batch; its buffers are donated.
+        state: before the first batch, new or restored; its buffers are donated.
         fixed: what the step only reads.
         batches: in the order of steps.
         seed: of dropout.
         log: receives (step, metrics) every ``log_every`` steps and after the last.
         log_every: steps between logs.
+        keeper: saves the state, and stops where the process was asked to.
 
     Raises:
+        Preempted: stopped between two steps; the state is saved.
         NumericalError: `MAX_SKIPPED` steps in a row had a loss or gradient that was not finite.
     """
     key = jax.random.key(seed)
-    started, tokens, number, metrics = time.perf_counter(), 0, 0, {}
-    for number, batch in enumerate(batches, start=1):
+    first = int(state.step)
+    started, tokens, number, metrics = time.perf_counter(), 0, first, {}
+    for number, batch in enumerate(batches, start=first + 1):
         state, metrics = step(state, fixed, batch, key)
         tokens += batch["input_ids"].size
         if number % log_every == 0:
             _report(number, metrics, started, tokens, log)
-    if number % log_every:
+        keeper.after(number, state)
+    if number % log_every and number > first:
         _report(number, metrics, started, tokens, log)
+    keeper.finish(number, state)
     return state
 
 
@@ -60,5 +67,5 @@ def _report(number: int, metrics: dict[str, Any], started: float, tokens: int, l
     if values["skipped"] >= MAX_SKIPPED:
         raise NumericalError(
             f"loss or gradient was not finite for {int(values['skipped'])} steps in a row, up to step {number}",
-            hint="lower the learning rate, or look at the batch of that step; the last good weights are kept",
+            hint="lower the learning rate, or look at the batch of that step; checkpoints hold the last finite weights",
         )

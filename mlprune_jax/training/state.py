@@ -43,10 +43,13 @@ class Fixed(NamedTuple):
 
 
 def init_state(trained: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; every leaf is a buffer of its own, since the step donates them all."""
+    """The state before the first step; every leaf is a buffer of its own, since the step donates them all.
+
+    Dtypes are strong, as those of a state read back are: a weak one would be another program.
+    """
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, zero, trained, optimizer.init(trained))
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+    return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), state)
 
 
 def split_frozen(params: Params, *, freeze_embeddings: bool) -> tuple[Params, Params]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ SHAPES = ((768, 768), (3072, 768), (768, 3072), (768, 2304))
 BLOCKS: tuple[BlockShape, ...] = ((32, 32), (64, 64), (16, 16))
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5)
 TOKENS = {"cpu": (128, 1024), "gpu": (128, 1024, 4096, 16384)}
+SIDE_BY_SIDE = {"cpu": (128,)}
+"""Tokens of a call where every core of a CPU runs its own, as a server does with a batch."""
+CALLS_IN_A_ROW = 4
+"""Of each core, in one measurement side by side: cores need not wait for each other."""
 HOPELESS = 0.8
 """A ratio to dense below which denser matrices are not measured."""
 
@@ -36,6 +42,7 @@ def calibrate(
     blocks: Sequence[BlockShape] = BLOCKS,
     densities: Sequence[float] = DENSITIES,
     tokens: Sequence[int] | None = None,
+    side_by_side: Sequence[int] | None = None,
     dtypes: Sequence[str] | None = None,
     rounds: int = 9,
     seconds_limit: float = 300.0,
@@ -51,7 +58,7 @@ def calibrate(
         shapes: ``(d_in, d_out)`` of the matrices; ``None`` is BERT-base's four.
         blocks: block shapes that divide them.
         densities: stored blocks over all blocks.
-        tokens, dtypes: ``None`` picks by platform.
+        tokens, side_by_side, dtypes: tokens of a call alone, of calls side by side; ``None`` picks by platform.
         rounds: measurements of each implementation in a cell.
         seconds_limit: no new cell is begun after that; the first cells are the most telling.
         details: what else to write down of the run, such as the command.
@@ -66,17 +73,21 @@ def calibrate(
     path = user_table_path(device.hardware_name()) if path is None else path
     platform = device.platform()
     tokens = TOKENS.get(platform, TOKENS["gpu"]) if tokens is None else tokens
+    side_by_side = SIDE_BY_SIDE.get(platform, ()) if side_by_side is None else side_by_side
+    cores = os.cpu_count() or 1
+    loads = [(count, 1) for count in tokens] + [(count, cores) for count in side_by_side if cores > 1]
     dtypes = usual_dtypes() if dtypes is None else dtypes
     started = time.monotonic()
     measured = {"date": time.strftime("%Y-%m-%d"), "jax": jax.__version__, "rounds": rounds} | (details or {})
     table = CostTable(device.hardware_name(), measured, ())
     for block_shape, dtype, shape in product(blocks, dtypes, SHAPES if shapes is None else shapes):
-        for entry in _ascending(dtype, shape, block_shape, densities, tokens, rounds):
+        for entry in _ascending(dtype, shape, block_shape, densities, loads, rounds):
             gain = max(entry.seconds["dense"] / s for name, s in entry.seconds.items() if name != "dense")
             took = {"seconds": round(time.monotonic() - started), "load": _load()}
             table = CostTable(table.hardware, measured | took, (*table.entries, entry))
             save_table(table, path)
-            report(f"{dtype} {shape} {block_shape} {entry.density:.2f} {entry.tokens} tokens: {gain:.2f}x dense")
+            load = f"{entry.at_once} x {entry.tokens} tokens"
+            report(f"{dtype} {shape} {block_shape} {entry.density:.2f} {load}: {gain:.2f}x dense")
             if time.monotonic() - started > seconds_limit:
                 return table
     return table
@@ -94,22 +105,22 @@ def _ascending(
     shape: tuple[int, int],
     block_shape: BlockShape,
     densities: Sequence[float],
-    tokens: Sequence[int],
+    loads: Sequence[tuple[int, int]],
     rounds: int,
 ) -> Iterator[Entry]:
     """Cells of one matrix, from few blocks to many, without those that are sure to lose."""
-    hopeful = list(tokens)
+    hopeful = list(loads)
     grid = (shape[0] // block_shape[0]) * (shape[1] // block_shape[1])
     for stored in sorted({max(round(density * grid), 1) for density in densities}):
         w = make_matrix(shape, block_shape, stored / grid, jnp.dtype(dtype))
-        for count in tuple(hopeful):
-            seconds, gain = _measure(w, count, rounds)
+        for load in tuple(hopeful):
+            seconds, gain = _measure(w, *load, rounds)
             if gain < HOPELESS:
-                hopeful.remove(count)
-            yield Entry(dtype, shape, block_shape, round(stored / grid, 6), count, seconds)
+                hopeful.remove(load)
+            yield Entry(dtype, shape, block_shape, round(stored / grid, 6), load[0], seconds, load[1])
 
 
-def _measure(w: BlockSparse, tokens: int, rounds: int) -> tuple[dict[str, float], float]:
+def _measure(w: BlockSparse, tokens: int, at_once: int, rounds: int) -> tuple[dict[str, float], float]:
     """Median seconds of dense and of every implementation, and the best ratio of neighbours."""
     names = runnable(w)
     if not names:
@@ -120,14 +131,33 @@ def _measure(w: BlockSparse, tokens: int, rounds: int) -> tuple[dict[str, float]
     calls: dict[str, Callable[[], Any]] = {"dense": lambda: dense(x, spread)}
     for name in names:
         calls[name] = _call(name, x, w)
+    in_a_row = 1 if at_once == 1 else CALLS_IN_A_ROW
+    calls = {name: _side_by_side(call, at_once) for name, call in calls.items()}
     timings = measure_interleaved(calls, rounds=rounds)
-    seconds = {name: float(f"{timing.p50:.4g}") for name, timing in timings.items()}
+    seconds = {name: float(f"{timing.p50 / in_a_row:.4g}") for name, timing in timings.items()}
     return seconds, max(ratio(timings["dense"], timings[name]) for name in names)
 
 
 def _call(name: Implementation, x: jax.Array, w: BlockSparse) -> Callable[[], Any]:
     function = jax.jit(lambda x, w: block_sparse_matmul(x, w, implementation=name))
     return lambda: function(x, w)
+
+
+def _side_by_side(call: Callable[[], Any], at_once: int) -> Callable[[], Any]:
+    """One call, or so many threads that make `CALLS_IN_A_ROW` of them each."""
+    if at_once == 1:
+        return call
+
+    def in_a_row(_: int) -> None:
+        for _ in range(CALLS_IN_A_ROW):
+            jax.block_until_ready(call())
+
+    return lambda: list(_threads(at_once).map(in_a_row, range(at_once)))
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count)
 
 
 def _load() -> float:

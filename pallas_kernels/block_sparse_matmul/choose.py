@@ -51,6 +51,7 @@ def choose(
     tokens: int,
     dtype: Any,
     *,
+    side_by_side: bool = False,
     table: CostTable | None = None,
     device_kind: str | None = None,
     platform: str | None = None,
@@ -67,6 +68,8 @@ def choose(
         density: stored blocks over all blocks.
         tokens: rows of the left operand.
         dtype: of the operands.
+        side_by_side: other calls run at the same time, one on each core of a CPU, where products gain more that alone
+            leave cores idle. Where that was not measured, as if alone.
         table: measurements; ``None`` takes the user's or the package's for the device.
         device_kind: `pallas_kernels.device.hardware_name`; ``None`` is the default device.
         platform: "cpu", "gpu" or "tpu"; ``None`` is the default device's.
@@ -84,11 +87,10 @@ def choose(
     platform = device.platform() if platform is None else platform
     table = find_table(hardware) if table is None else table
     if table is not None and table.hardware == hardware:
-        predicted: list[tuple[float, Implementation]] = []
-        for each in allowed:
-            ratio = _predict(table.entries, each, product)
-            if ratio is not None:
-                predicted.append((ratio, each))
+        entries = [entry for entry in table.entries if (entry.at_once > 1) == side_by_side]
+        predicted = _predict_all(entries, allowed, product)
+        if side_by_side and not predicted:
+            predicted = _predict_all([entry for entry in table.entries if entry.at_once == 1], allowed, product)
         if predicted:
             ratio, best = max(predicted)
             picked: Implementation = best if ratio > GAIN else "dense"
@@ -106,6 +108,18 @@ class _Product(NamedTuple):
     def __str__(self) -> str:
         sides = f"{self.shape[0]}x{self.shape[1]} {self.block_shape[0]}x{self.block_shape[1]}"
         return f"{sides} density {self.density:.2f}, {self.tokens} tokens, {self.dtype}"
+
+
+def _predict_all(
+    entries: Sequence[Entry], implementations: Sequence[Implementation], product: _Product
+) -> list[tuple[float, Implementation]]:
+    """Every implementation's ratio that there are measurements for."""
+    found: list[tuple[float, Implementation]] = []
+    for each in implementations:
+        ratio = _predict(entries, each, product)
+        if ratio is not None:
+            found.append((ratio, each))
+    return found
 
 
 def _predict(entries: Iterable[Entry], implementation: Implementation, product: _Product) -> float | None:

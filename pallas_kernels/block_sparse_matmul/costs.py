@@ -32,7 +32,8 @@ class Entry:
         shape: ``(d_in, d_out)``.
         block_shape: ``(block_in, block_out)``.
         density: stored blocks over all blocks.
-        tokens: rows of the left operand.
+        tokens: rows of the left operand, of one call.
+        at_once: calls that ran side by side, one on each core of a CPU; 1 is a call alone, with all cores to itself.
         seconds: implementation -> median seconds; "dense" (the platform's own product, spread once) is always there.
     """
 
@@ -42,6 +43,7 @@ class Entry:
     density: float
     tokens: int
     seconds: dict[str, float]
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,9 @@ def _cached(path: Path, modified: int) -> CostTable:
 
 
 def _entry(raw: Any, where: str) -> Entry:
-    if not isinstance(raw, dict) or set(raw) != set(Entry.__dataclass_fields__):
+    if not isinstance(raw, dict) or {*raw, "at_once"} != set(Entry.__dataclass_fields__):
         raise KernelError(f"{where} must have {', '.join(Entry.__dataclass_fields__)}; got {raw!r}")
+    raw = {"at_once": 1} | raw  # tables from before it was measured
     checks = {
         "dtype": isinstance(raw["dtype"], str),
         "shape": _are_sizes(raw["shape"], 2),
@@ -133,14 +136,14 @@ def _entry(raw: Any, where: str) -> Entry:
         "density": _is_positive(raw["density"]) and raw["density"] <= 1,
         "tokens": _are_sizes([raw["tokens"]], 1),
         "seconds": _are_seconds(raw["seconds"]),
+        "at_once": _are_sizes([raw["at_once"]], 1),
     }
     for name, good in checks.items():
         if not good:
             raise KernelError(f"{where}.{name} is not usable: {raw[name]!r}")
     (d_in, d_out), (block_in, block_out) = raw["shape"], raw["block_shape"]
-    return Entry(
-        raw["dtype"], (d_in, d_out), (block_in, block_out), float(raw["density"]), raw["tokens"], raw["seconds"]
-    )
+    sides = {"shape": (d_in, d_out), "block_shape": (block_in, block_out)}
+    return Entry(**raw | sides | {"density": float(raw["density"])})
 
 
 def _are_sizes(value: Any, count: int) -> bool:

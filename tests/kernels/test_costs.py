@@ -249,6 +249,7 @@ def test_calibration_writes_a_table_that_is_used(tmp_path, monkeypatch):
         "tokens": [4, 8],
         "dtypes": ["float32"],
         "rounds": 1,
+        "side_by_side": [],
     }
     monkeypatch.setattr(calibration, "HOPELESS", 0.0)
     table = calibration.calibrate(shapes=[(64, 64)], details={"command": "test"}, report=lines.append, **facts)
@@ -260,9 +261,30 @@ def test_calibration_writes_a_table_that_is_used(tmp_path, monkeypatch):
     assert choose_for(workloads.make_matrix((64, 64), (32, 32), 0.25, jnp.float32), 8).ratio is not None
 
 
+def test_calibration_also_measures_calls_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration.os, "cpu_count", lambda: 2)
+    facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "densities": [0.25], "dtypes": ["float32"], "rounds": 1}
+    table = calibration.calibrate(tmp_path / "a.json", tokens=[4], side_by_side=[8], report=lambda line: None, **facts)
+    assert [(each.tokens, each.at_once) for each in table.entries] == [(4, 1), (8, 2)]
+    assert load_table(tmp_path / "a.json") == table
+
+
+def test_calls_side_by_side_have_measurements_of_their_own():
+    beside = replace(TABLE, entries=(*TABLE.entries, replace(entry(6.0, 0.1, 128), at_once=2)))
+    assert chosen(table=beside).ratio == pytest.approx(4.0)
+    assert chosen(table=beside, side_by_side=True).ratio == pytest.approx(6.0)
+    assert chosen(side_by_side=True).ratio == pytest.approx(4.0)  # none measured: as if alone
+
+
+def test_a_table_from_before_calls_ran_side_by_side(tmp_path):
+    save_table(TABLE, tmp_path / "new.json")
+    (tmp_path / "old.json").write_text((tmp_path / "new.json").read_text().replace(', "at_once": 1', ""))
+    assert load_table(tmp_path / "old.json") == TABLE
+
+
 def test_calibration_leaves_out_the_hopeless_and_keeps_its_time(tmp_path, monkeypatch):
     facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "tokens": [4, 8], "dtypes": ["float32"], "rounds": 1}
-    facts["report"] = lambda line: None
+    facts |= {"report": lambda line: None, "side_by_side": []}
     monkeypatch.setattr(calibration, "HOPELESS", 1e9)
     table = calibration.calibrate(tmp_path / "a.json", densities=[0.25, 0.5], **facts)
     assert [(each.density, each.tokens) for each in table.entries] == [(0.25, 4), (0.25, 8)]

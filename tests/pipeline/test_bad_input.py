@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from mlprune_jax.cli import app
-from mlprune_jax.pipeline.folder import RunFolder, write_json
+from mlprune_jax.pipeline.folder import RunFolder
 
 LINES = 12
 
@@ -189,8 +189,10 @@ def test_resume_without_a_run(refused):
 def unfinished(refused, tiny, tmp_path):
     """A run that was stopped in its second stage."""
     folder = RunFolder(tmp_path / "run")
-    folder.create(tiny.config(), "mlprune prune")
-    write_json(shutil.copytree(tiny.model, folder.stage("dense")) / "stage.json", {"accuracy": 1.0})
+    with folder.locked():
+        folder.create(tiny.config(), "mlprune prune")
+        shutil.copytree(tiny.model, folder.stage("dense"))
+        folder.finish("dense", {"accuracy": 1.0})
     return folder.root
 
 
@@ -199,11 +201,18 @@ def test_unfinished_run_is_no_model(refused, unfinished):
         refused(3, "the run in run has not finished", command, "run")
 
 
-@pytest.mark.parametrize("file", ["summary.json", "stages/dense/stage.json"])
 @pytest.mark.parametrize("content", ["{", "[]"])
-def test_damaged_record_of_a_run(refused, unfinished, file, content):
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("summary.json", "run/summary.json"),
+        ("stages/dense/stage.json", "run/stages/dense is damaged: stage.json has"),
+        ("stages/dense/mlprune.manifest.json", "run/stages/dense/mlprune.manifest.json"),
+    ],
+)
+def test_damaged_record_of_a_run(refused, unfinished, file, content, told):
     (unfinished / file).write_text(content)
-    refused(4, f"run/{file}", "resume", "run")
+    refused(4, told, "resume", "run")
 
 
 @pytest.mark.parametrize("command", [["eval", "--data", "data"], ["inspect"]])

@@ -99,6 +99,7 @@ def test_folder_is_complete(finished):
         "stages",
         "final",
         "summary.json",
+        ".lock",
     }
     assert {path.parent.name for path in (finished / "stages").glob("*/stage.json")} == set(STAGES)
     names = {path.name for path in (finished / "final").iterdir()}

@@ -1,0 +1,48 @@
+"""A run's folder checked against its manifests, without loading anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlprune_jax.errors import DataError, IntegrityError
+from mlprune_jax.manifest import MANIFEST, check_manifest
+from mlprune_jax.pipeline.folder import REPORT
+from mlprune_jax.training.checkpoint import QUARANTINE, SAVING
+
+
+def verify_folder(path: Path) -> dict[str, Any]:
+    """See that everything finished under a folder is what was written.
+
+    Args:
+        path: a run, or any folder of it that has a manifest. Checkpoints are checked too, those in quarantine left out.
+
+    Returns:
+        ``{"folder", "checked": folders, "files": count}``.
+
+    Raises:
+        DataError: no such folder, or nothing in it that was finished.
+        IntegrityError: damage; the message has a line for each folder.
+    """
+    if not path.is_dir():
+        raise DataError(f"no folder {str(path)!r}", hint="pass a run's folder, or a folder of it")
+    folders = {manifest.parent for manifest in path.rglob(MANIFEST)}
+    folders |= {report.parent for report in path.glob(f"stages/*/{REPORT}")}
+    if (path / "summary.json").is_file():
+        folders.add(path / "final")
+    folders = {folder for folder in folders if not _unfinished(folder.relative_to(path))}
+    if not folders:
+        raise DataError(f"{path} holds nothing with a {MANIFEST}", hint="only what a run has finished can be verified")
+    files, damage = 0, []
+    for folder in sorted(folders):
+        try:
+            files += len(check_manifest(folder)["files"])
+        except IntegrityError as error:
+            damage.append(error.message)
+    if damage:
+        raise IntegrityError("\n".join(damage), hint="resume trains a removed stage again; final/ is written from them")
+    return {"folder": str(path), "checked": len(folders), "files": files}
+
+
+def _unfinished(folder: Path) -> bool:
+    return any(part == QUARANTINE or part.endswith(SAVING) for part in folder.parts)

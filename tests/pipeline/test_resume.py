@@ -1,0 +1,189 @@
+"""Stopped anywhere, a run goes on to the same weights, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from filelock import FileLock
+from orbax.checkpoint import v1 as ocp
+
+from mlprune_jax import pipeline
+from mlprune_jax.config.loading import dump_config
+from mlprune_jax.errors import ConfigError, IntegrityError, Preempted
+from mlprune_jax.manifest import MANIFEST
+from mlprune_jax.pipeline.verification import verify_folder
+from mlprune_jax.training.keeper import Keeper
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+
+TRAININGS = {"dense": 8, "heads_rows": 4, "heads_rows.recover": 4, "blocks": 4, "blocks.recover": 4}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the library handles it, nothing is tidied up."""
+
+
+def config(tiny, **more):
+    stage = tiny.settings["dense"]
+    prune = {
+        "density": 0.4,
+        "heads_rows": {**stage, "recover": 0.5},
+        "blocks": {**stage, "shape": "8x8", "recover": 0.5},
+    }
+    return tiny.config(prune=prune, checkpoint_steps=3, log_every=1, **more)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    pipeline.run(config(tiny), folder, quiet=True)
+    return folder
+
+
+def weights(folder):
+    """Every array that the run leaves: models, masks, and what was learned."""
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.safetensors")}
+    for stage in ("heads_rows", "blocks"):
+        learned, _ = jax.tree_util.tree_flatten_with_path(ocp.load(str(folder / "stages" / stage / "learned")))
+        found |= {f"{stage}{jax.tree_util.keystr(path)}": np.asarray(leaf).tobytes() for path, leaf in learned}
+    return found
+
+
+def metrics(folder):
+    timeless = ("seconds", "tokens_per_second")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in timeless} for line in lines]
+
+
+def kill_at(monkeypatch, at, error):
+    """End the run after so many steps of all stages together."""
+    taken, after = [0], Keeper.after
+
+    def counted(self, number, state):
+        after(self, number, state)
+        taken[0] += 1
+        if taken[0] == at:
+            raise error
+
+    monkeypatch.setattr(Keeper, "after", counted)
+
+
+@pytest.mark.parametrize("at", [5, 10, 17, 24])
+def test_killed_after_any_step(undisturbed, tiny, tmp_path, monkeypatch, at):
+    with monkeypatch.context() as patched:
+        kill_at(patched, at, Killed)
+        with pytest.raises(Killed):
+            pipeline.run(config(tiny), tmp_path / "run", quiet=True)
+    pipeline.resume(tmp_path / "run", quiet=True)
+    assert weights(tmp_path / "run") == weights(undisturbed)
+    assert metrics(tmp_path / "run") == metrics(undisturbed)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_request_to_stop_saves_the_step_it_came_in(undisturbed, tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        after = Keeper.after
+
+        def asked(self, number, state):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            after(self, number, state)
+
+        patched.setattr(Keeper, "after", asked)
+        with pytest.raises(Preempted, match="after step 2"):
+            pipeline.run(config(tiny), tmp_path / "run", quiet=True)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints" / "dense").iterdir()] == ["00000002"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "stopped"
+    pipeline.resume(tmp_path / "run", quiet=True)
+    assert weights(tmp_path / "run") == weights(undisturbed)
+
+
+@pytest.fixture
+def stopped(tiny, tmp_path, monkeypatch):
+    """A run killed in its last training, after checkpoints of steps 3 and 4 of it."""
+    with monkeypatch.context() as patched:
+        kill_at(patched, sum(TRAININGS.values()), Killed)
+        with pytest.raises(Killed):
+            pipeline.run(config(tiny), tmp_path / "stopped", quiet=True)
+    return tmp_path / "stopped"
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_settings_that_training_depends_on_may_not_change(stopped):
+    path = stopped / "config.resolved.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("checkpoint_minutes: 10.0", "checkpoint_minutes: 1.0"))
+    assert path.read_text() != before
+    path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(ConfigError, match="another config"):
+        pipeline.resume(stopped, quiet=True)
+
+
+def test_a_damaged_stage_is_refused(stopped, undisturbed):
+    flip(stopped / "stages" / "dense" / "model.safetensors")
+    with pytest.raises(IntegrityError, match=r"stages/dense is damaged: model.safetensors has changed"):
+        pipeline.resume(stopped, quiet=True)
+    with pytest.raises(IntegrityError, match=r"model.safetensors has changed"):
+        verify_folder(stopped)
+
+
+def test_verify_counts_what_it_has_seen(undisturbed):
+    told = verify_folder(undisturbed)
+    assert told["checked"] == 4  # three stages and the final model
+    assert told["files"] > 20
+    assert verify_folder(undisturbed / "final")["checked"] == 1
+
+
+@pytest.mark.parametrize("folder", ["final", "stages/heads_rows"])
+def test_verify_misses_a_lost_manifest(undisturbed, tmp_path, folder):
+    copied = shutil.copytree(undisturbed, tmp_path / "copy")
+    (copied / folder / MANIFEST).unlink()
+    with pytest.raises(IntegrityError, match=MANIFEST):
+        verify_folder(copied)
+
+
+def test_one_process_per_folder(stopped):
+    with FileLock(stopped / ".lock"), pytest.raises(ConfigError, match="another process runs in"):
+        pipeline.resume(stopped, quiet=True)
+
+
+def test_the_command_line_stops_with_75_and_survives_sigkill(undisturbed, tiny, tmp_path):
+    """Whole processes: asked to stop once, killed once."""
+    (tmp_path / "config.yaml").write_text(dump_config(config(tiny)))
+    run, program = tmp_path / "run", [sys.executable, "-c", "from mlprune_jax.cli import main; main()"]
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+    def start(*arguments):
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        return subprocess.Popen([*program, *arguments], **streams, text=True, env=environment)
+
+    def until(process, text):
+        for line in process.stderr:
+            if text in line:
+                return
+
+    def ended(process):
+        process.communicate(timeout=300)
+        return process.returncode
+
+    process = start("prune", "--config", str(tmp_path / "config.yaml"), "-o", str(run))
+    until(process, "dense 3/8")
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == 75
+    process = start("resume", str(run))
+    until(process, "heads_rows 3/4")
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
+    assert ended(start("resume", str(run))) == 0
+    assert weights(run) == weights(undisturbed)

@@ -1,0 +1,193 @@
+"""Checkpoints: what comes back is what was saved, or it is found, set aside, and the one before is used."""
+
+import json
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError
+from mlprune_jax.files import write_json
+from mlprune_jax.manifest import MANIFEST
+from mlprune_jax.training.checkpoint import QUARANTINE, Checkpoints
+
+IDENTITY = {"config": "a", "training data": "b"}
+
+
+class State(NamedTuple):
+    step: Any
+    trained: dict[str, Any]
+    opt_state: Any
+
+
+def state(step, width=4):
+    key = jax.random.fold_in(jax.random.key(7), step)
+    trained = {"params": {"w": jax.random.normal(key, (3, width))}, "thresholds": {"head": jnp.float32(step)}}
+    return State(
+        jnp.int32(step), trained, (jax.tree.map(lambda leaf: leaf + 1, trained), (), jnp.ones(2, jnp.bfloat16) * step)
+    )
+
+
+def checkpoints(folder, *, keep=2, identity=IDENTITY):
+    return Checkpoints(folder, identity=identity, keep=keep)
+
+
+def same(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(np.asarray(one, np.float64), np.asarray(other, np.float64))
+
+
+def steps(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != QUARANTINE)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Checkpoints after steps 5 and 9; tests that damage them take a copy."""
+    folder = tmp_path_factory.mktemp("saved") / "two"
+    saved = checkpoints(folder)
+    for step in (5, 9):
+        saved.save(step, state(step))
+    saved.wait()
+    return folder
+
+
+@pytest.fixture
+def copied(two, tmp_path):
+    return shutil.copytree(two, tmp_path / "copy")
+
+
+def test_nothing_saved_yet(tmp_path):
+    assert checkpoints(tmp_path / "none").restore(state(0)) is None
+
+
+def test_the_newest_comes_back_bit_for_bit(two):
+    found = checkpoints(two)
+    same(found.restore(state(0)), state(9))
+    assert found.newest == 9
+
+
+def test_only_the_newest_stay(tmp_path):
+    saved = checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3, 10):
+        saved.save(step, state(step))
+    saved.wait()
+    assert steps(tmp_path) == ["00000003", "00000010"]
+
+
+def test_what_changes_after_the_call_is_not_saved(tmp_path):
+    """The step donates the buffers of the state that is being saved."""
+    saved = checkpoints(tmp_path)
+    given = state(1)
+    saved.save(1, given)
+    jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)(given)
+    saved.wait()
+    same(saved.restore(state(0)), state(1))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def delete(path):
+    path.unlink()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [empty, delete, truncate, zero, flip])
+def test_any_damage_is_found_and_the_checkpoint_before_is_used(two, tmp_path, damage, caplog):
+    files = [path.relative_to(two) for path in sorted((two / "00000009").rglob("*")) if path.stat().st_size]
+    files = [path for path in files if (two / path).is_file()]
+    assert len(files) >= 4
+    for number, file in enumerate(files):
+        folder = shutil.copytree(two, tmp_path / str(number))
+        damage(folder / file)
+        caplog.clear()
+        same(checkpoints(folder).restore(state(0)), state(5))
+        assert file.name in caplog.text
+        assert (folder / QUARANTINE / "00000009").is_dir()
+
+
+def test_with_none_whole_nothing_starts_again_silently(copied):
+    for step in ("00000005", "00000009"):
+        flip(copied / step / MANIFEST)
+    for _ in range(2):  # not at the second try either
+        with pytest.raises(IntegrityError, match=r"no checkpoint in .* is whole"):
+            checkpoints(copied).restore(state(0))
+
+
+def test_leftovers_of_a_kill_are_swept(copied):
+    (copied / "00000012.saving" / "state").mkdir(parents=True)
+    same(checkpoints(copied).restore(state(0)), state(9))
+    assert steps(copied) == ["00000005", "00000009"]
+
+
+@pytest.mark.parametrize(
+    ("identity", "like", "told"),
+    [
+        ({**IDENTITY, "config": "c"}, state(0), "another config than"),
+        ({**IDENTITY, "training data": "c"}, state(0), "another training data than"),
+        (IDENTITY, state(0, width=5), r"does not fit: .* is float32\[3, 4\] there and float32\[3, 5\] here"),
+        (IDENTITY, state(0)._replace(step=jnp.float32(0)), r"is int32\[\] there and float32\[\] here"),
+    ],
+)
+def test_checkpoints_of_something_else_are_refused_and_kept(copied, identity, like, told):
+    with pytest.raises(ConfigError, match=told):
+        checkpoints(copied, identity=identity).restore(like)
+    assert steps(copied) == ["00000005", "00000009"]
+
+
+def test_another_schema_is_refused(copied):
+    from mlprune_jax import manifest
+
+    path = copied / "00000009" / MANIFEST
+    content = json.loads(path.read_text()) | {"schema": 99}
+    del content["sha256"]
+    write_json(path, content | {"sha256": manifest._digest_of(content)})
+    with pytest.raises(IntegrityError, match="schema 99"):
+        manifest.check_manifest(copied / "00000009")
+
+
+def test_a_full_disk_stops_the_run_and_spares_what_is_there(copied, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    saved = checkpoints(copied)
+    monkeypatch.setattr("mlprune_jax.training.checkpoint.write_manifest", full)
+    saved.save(12, state(12))
+    with pytest.raises(MLPruneError, match="No space left on device"):
+        saved.wait()
+    assert steps(copied) == ["00000005", "00000009"]
+    same(checkpoints(copied).restore(state(0)), state(9))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MLPruneError, match="cannot write the checkpoint"):
+        checkpoints(tmp_path / "file" / "below").save(1, state(1))
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_parts_are_read_with_plain_orbax_calls(two):
+    from orbax.checkpoint import v1 as ocp
+
+    tree = ocp.load(str(two / "00000009" / "state"))
+    np.testing.assert_array_equal(tree["trained"]["params"]["w"], state(9).trained["params"]["w"])
