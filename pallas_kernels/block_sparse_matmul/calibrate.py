@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import product
+from functools import cache, partial
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from pallas_kernels import device
 from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, save_table, user_table_path
-from pallas_kernels.block_sparse_matmul.implementations import Implementation, runnable
+from pallas_kernels.block_sparse_matmul.implementations import runnable
 from pallas_kernels.block_sparse_matmul.workloads import make_matrix
 from pallas_kernels.errors import KernelError
 from pallas_kernels.formats import BlockShape, BlockSparse, to_dense
@@ -31,6 +31,9 @@ SIDE_BY_SIDE = {"cpu": (128,)}
 """Tokens of a call where every core of a CPU runs its own, as a server does with a batch."""
 CALLS_IN_A_ROW = 4
 """Of each core, in one measurement side by side: cores need not wait for each other."""
+CACHES = 64 * 2**20
+"""Bytes that no CPU's caches hold, about."""
+MOST_COPIES = 64  # of a matrix so small that more would not be told from a cold one
 HOPELESS = 0.8
 """A ratio to dense below which denser matrices are not measured."""
 
@@ -126,11 +129,10 @@ def _measure(w: BlockSparse, tokens: int, at_once: int, rounds: int) -> tuple[di
     if not names:
         raise KernelError(f"no sparse implementation runs on {device.hardware_name()}: nothing to calibrate")
     x = jax.random.normal(jax.random.key(0), (tokens, w.shape[0]), w.dtype)
-    spread = to_dense(w)
-    dense = jax.jit(lambda x, w: jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(x.dtype))
-    calls: dict[str, Callable[[], Any]] = {"dense": lambda: dense(x, spread)}
+    weights = _in_turn(w)
+    calls: dict[str, Callable[[], Any]] = {"dense": _call(_dense, x, [to_dense(each) for each in weights])}
     for name in names:
-        calls[name] = _call(name, x, w)
+        calls[name] = _call(partial(block_sparse_matmul, implementation=name), x, weights)
     in_a_row = 1 if at_once == 1 else CALLS_IN_A_ROW
     calls = {name: _side_by_side(call, at_once) for name, call in calls.items()}
     timings = measure_interleaved(calls, rounds=rounds)
@@ -138,9 +140,20 @@ def _measure(w: BlockSparse, tokens: int, at_once: int, rounds: int) -> tuple[di
     return seconds, max(ratio(timings["dense"], timings[name]) for name in names)
 
 
-def _call(name: Implementation, x: jax.Array, w: BlockSparse) -> Callable[[], Any]:
-    function = jax.jit(lambda x, w: block_sparse_matmul(x, w, implementation=name))
-    return lambda: function(x, w)
+def _in_turn(w: BlockSparse) -> list[BlockSparse]:
+    """Copies for calls to use in turn: inside a model, a matrix has left a CPU's caches when its layer comes again."""
+    spread = w.shape[0] * w.shape[1] * w.values.dtype.itemsize
+    copies = min(-(-CACHES // spread), MOST_COPIES) if device.platform() == "cpu" else 1
+    return [jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), w) for _ in range(copies)]
+
+
+def _dense(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _call(product: Callable[[jax.Array, Any], jax.Array], x: jax.Array, weights: Sequence[Any]) -> Callable[[], Any]:
+    function, turn = jax.jit(product), cycle(weights)
+    return lambda: function(x, next(turn))
 
 
 def _side_by_side(call: Callable[[], Any], at_once: int) -> Callable[[], Any]:
