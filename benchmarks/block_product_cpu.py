@@ -1,8 +1,9 @@
 """Block-sparse products beside dense ones on the CPU: BERT-base's matrices, whole and with half their rows or columns.
 
-    python benchmarks/block_product_cpu.py [--dtypes float32] [--blocks 32 64] [--json FILE] [--adopt]
+    python benchmarks/block_product_cpu.py [--dtypes float32] [--blocks 32 64] [--side-by-side 128] [--adopt]
 
-Random masks; every sparse time is interleaved with the dense time it is compared with. The stored file is a cost table
+Random masks; every sparse time is interleaved with the dense time it is compared with, on copies of weights in turn,
+of a call alone and of a call on every core at once. The stored file is a cost table
 (`pallas_kernels.block_sparse_matmul.costs`), written cell by cell: ``--adopt`` makes it the package's own for this CPU.
 A matrix that takes more than 1.25x dense is not measured with more blocks.
 """

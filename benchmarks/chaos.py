@@ -31,7 +31,7 @@ SETTINGS = [
     "log_every=10",
 ]
 MLPRUNE = [sys.executable, "-c", "from mlprune_jax.cli import main; main()"]
-FEWEST_KILLS_OF_A_RUN = 5
+MOST_KILLS_OF_A_RUN = 5
 
 
 def start(*arguments):
@@ -59,12 +59,12 @@ def digest(folder):
 
 
 def kill_until_finished(folder, rng, whole, kills):
-    """Kills that one run took, with the stage of each; it ends undisturbed after `FEWEST_KILLS_OF_A_RUN`."""
+    """Kills that one run took, with the stage of each; it ends undisturbed after `MOST_KILLS_OF_A_RUN`."""
     moments = []
     while True:
         arguments = ["resume", str(folder), "--quiet"] if (folder / "run.json").is_file() else begin(folder)
         process, wait = start(*arguments), rng.uniform(0, whole)
-        if len(moments) >= min(FEWEST_KILLS_OF_A_RUN, kills):
+        if len(moments) >= min(MOST_KILLS_OF_A_RUN, kills):
             assert process.wait() == 0
             return moments
         try:

@@ -18,16 +18,17 @@ from pallas_kernels.block_sparse_matmul.choose import Choice
 from pallas_kernels.block_sparse_matmul.costs import CostTable
 from pallas_kernels.device import platform
 
-CPU_TOKENS = 1024
-"""Tokens of one call, about: of a batch of 32 x 128, four BERT-base layers took 1.20 s in calls of 512 tokens, 1.28 in
-calls of 1024 and 1.55 at once; with a fifth of their heads and rows 0.27, 0.27 and 0.29 (2 cores, 24 Nov 2026)."""
+DENSE_TOKENS = 1024
+"""Tokens of one call where every product is dense, about: of a batch of 32 x 128, four BERT-base layers took 1.21 s in
+calls of 512 tokens, 1.28 in calls of 1024 and 1.55 at once; with a fifth of their heads and rows 0.27, 0.27 and 0.29
+(2 cores, 24 Nov 2026; `benchmarks/calls.py` measures it again)."""
 
 UNROLLED_TOKENS = 128
 """The same where products are unrolled, whose many small parts leave cores idle: a batch of 8 x 128 took four layers
 with 64x64 blocks 94 ms in calls of one row side by side, 108 in calls of two, and 148 at once."""
 
 SMALL_CALL = 1.06
-"""How many times as long dense products take in calls of `UNROLLED_TOKENS` as in calls of `CPU_TOKENS`, in that run."""
+"""How many times as long dense products took in calls of `UNROLLED_TOKENS` as in calls of `DENSE_TOKENS` there."""
 
 
 def plan_calls(
@@ -41,7 +42,7 @@ def plan_calls(
     """Rows of one call, and how its products run; arguments and errors as of `decide`."""
     if platform() != "cpu":
         return batch, decide(params, batch * length, dtype, implementation=implementation, table=table)
-    large, small = (_rows(batch, length, tokens) for tokens in (CPU_TOKENS, UNROLLED_TOKENS))
+    large, small = (_rows(batch, length, tokens) for tokens in (DENSE_TOKENS, UNROLLED_TOKENS))
     several = small < batch
     decisions = decide(params, small * length, dtype, implementation=implementation, side_by_side=several, table=table)
     if all(decision.choice.implementation != "xla" for decision in decisions):

@@ -40,12 +40,12 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
 
     def check_unused(self) -> None:
-        """See that a run can start here.
+        """See that a run can start here: nothing is in the folder but the lock of one that was killed before it began.
 
         Raises:
             ConfigError: the folder exists and is not empty.
         """
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        if self.root.exists() and (not self.root.is_dir() or any(path.name != LOCK for path in self.root.iterdir())):
             raise ConfigError(
                 f"{self.root} exists and is not empty",
                 hint=f"continue it with `mlprune resume {self.root}`, or choose another folder with -o",

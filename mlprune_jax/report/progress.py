@@ -30,6 +30,6 @@ def progress_display(quiet: bool) -> Callable[[dict[str, Any]], None]:
 
 def describe(entry: dict[str, Any]) -> str:
     """One line of progress: where the stage stands and what is worth watching."""
-    left = entry["seconds"] / entry["step"] * (entry["steps"] - entry["step"])
+    left = (entry["steps"] - entry["step"]) / entry["steps_per_second"]
     values = "  ".join(f"{name} {entry[name]:.4g}" for name in SHOWN if name in entry)
     return f"{entry['stage']} {entry['step']}/{entry['steps']}  {values}  {left:.0f} s left"

@@ -95,6 +95,10 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
+    def close(self) -> None:
+        """Let a save that is under way end, however it ends; nothing can be saved afterwards."""
+        self._worker.shutdown()
+
     def restore(self, like: Any) -> Any | None:
         """The newest state whose files are all as they were written; damaged ones are moved to ``quarantine``.
 

@@ -52,3 +52,7 @@ class Keeper:
         if self._checkpoints.newest != number:
             self._checkpoints.save(number, state)
         self._checkpoints.wait()
+
+    def close(self) -> None:
+        """Called when the training ends in any way: no save stays under way in a process that goes on."""
+        self._checkpoints.close()

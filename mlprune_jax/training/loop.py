@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ def fit(
         seed: of dropout.
         log: receives (step, metrics) every ``log_every`` steps and after the last.
         log_every: steps between logs.
-        keeper: saves the state, and stops where the process was asked to.
+        keeper: saves the state, and stops where the process was asked to; closed at the end.
 
     Raises:
         Preempted: stopped between two steps; the state is saved.
@@ -48,22 +49,25 @@ def fit(
     key = jax.random.key(seed)
     first = int(state.step)
     started, tokens, number, metrics = time.perf_counter(), 0, first, {}
-    for number, batch in enumerate(batches, start=first + 1):
-        state, metrics = step(state, fixed, batch, key)
-        tokens += batch["input_ids"].size
-        if number % log_every == 0:
-            _report(number, metrics, started, tokens, log)
-        keeper.after(number, state)
-    if number % log_every and number > first:
-        _report(number, metrics, started, tokens, log)
-    keeper.finish(number, state)
+    with closing(keeper):
+        for number, batch in enumerate(batches, start=first + 1):
+            state, metrics = step(state, fixed, batch, key)
+            tokens += batch["input_ids"].size
+            if number % log_every == 0:
+                _report(number, metrics, number - first, started, tokens, log)
+            keeper.after(number, state)
+        if number % log_every and number > first:
+            _report(number, metrics, number - first, started, tokens, log)
+        keeper.finish(number, state)
     return state
 
 
-def _report(number: int, metrics: dict[str, Any], started: float, tokens: int, log: Log) -> None:
+def _report(number: int, metrics: dict[str, Any], steps: int, started: float, tokens: int, log: Log) -> None:
+    """Log the metrics of step ``number``; ``steps`` and ``tokens`` are those since ``started``."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     seconds = time.perf_counter() - started
-    log(number, values | {"seconds": seconds, "tokens_per_second": tokens / seconds})
+    speed = {"steps_per_second": steps / seconds, "tokens_per_second": tokens / seconds}
+    log(number, values | {"seconds": seconds} | speed)
     if values["skipped"] >= MAX_SKIPPED:
         raise NumericalError(
             f"loss or gradient was not finite for {int(values['skipped'])} steps in a row, up to step {number}",

@@ -23,7 +23,7 @@ MOST_OCTAVES = 1.0
 # Without a measurement: up to this density by least block side, from this number of tokens on.
 GPU_DENSITY = {64: 0.20, 32: 0.12, 16: 0.08}
 GPU_TOKENS = 2048
-# A tenth of the arithmetic, 1.9 to 5.7 times as fast in float32 in the packaged table, of one kind of CPU.
+# A tenth of the arithmetic, 1.6 to 5.6 times as fast in float32 in the packaged table, of one kind of CPU.
 CPU_DENSITY = 0.10
 CPU_SIDE = 32
 CPU_TOKENS = 8  # a single token took 1.1 to 1.3 times as long as dense

@@ -75,7 +75,8 @@ def file_name(hardware: str) -> str:
 def find_table(hardware: str) -> CostTable | None:
     """What is known of a device: the user's table, and the package's for whatever kind of product that one lacks.
 
-    A kind is a dtype and a block shape: a calibration that was cut short hides nothing of the others.
+    A kind is a dtype, a block shape and how many calls ran at once: a calibration that was cut short, or is from before
+    calls ran side by side, hides nothing of the others.
 
     Raises:
         KernelError: a table is damaged.
@@ -85,9 +86,13 @@ def find_table(hardware: str) -> CostTable | None:
     if len(tables) < 2:
         return tables[0] if tables else None
     own, packaged = tables
-    kinds = {(entry.dtype, entry.block_shape) for entry in own.entries}
-    others = tuple(entry for entry in packaged.entries if (entry.dtype, entry.block_shape) not in kinds)
+    kinds = {_kind(entry) for entry in own.entries}
+    others = tuple(entry for entry in packaged.entries if _kind(entry) not in kinds)
     return replace(own, entries=own.entries + others)
+
+
+def _kind(entry: Entry) -> tuple[str, tuple[int, int], int]:
+    return entry.dtype, entry.block_shape, entry.at_once
 
 
 def load_table(path: Path | str) -> CostTable:

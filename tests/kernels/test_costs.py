@@ -223,6 +223,9 @@ def test_users_table_goes_first(tmp_path, monkeypatch):
     # What the user's table says nothing of is still known from the package's.
     save_table(TABLE, tmp_path / "packaged" / path.name)
     assert find_table(TABLE.hardware) == replace(users, entries=users.entries + TABLE.entries[-1:])
+    beside = replace(TABLE, entries=(replace(TABLE.entries[0], at_once=2),))
+    save_table(beside, tmp_path / "packaged" / path.name)
+    assert find_table(TABLE.hardware) == replace(users, entries=users.entries + beside.entries)
     path.write_text("{")
     with pytest.raises(KernelError, match=r"test-cpu-2-cores\.json cannot be read"):
         find_table(TABLE.hardware)

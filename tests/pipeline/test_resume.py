@@ -16,9 +16,14 @@ from orbax.checkpoint import v1 as ocp
 from mlprune_jax import pipeline
 from mlprune_jax.config.loading import dump_config
 from mlprune_jax.errors import ConfigError, IntegrityError, Preempted
+from mlprune_jax.inference.service import load
 from mlprune_jax.manifest import MANIFEST
+from mlprune_jax.models.pretrained import save_pretrained
+from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
+from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pipeline.verification import verify_folder
 from mlprune_jax.training.keeper import Keeper
+from mlprune_jax.training.metrics import evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
@@ -56,7 +61,7 @@ def weights(folder):
 
 
 def metrics(folder):
-    timeless = ("seconds", "tokens_per_second")
+    timeless = ("seconds", "steps_per_second", "tokens_per_second")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in timeless} for line in lines]
 
@@ -120,14 +125,16 @@ def flip(path):
     path.write_bytes(data)
 
 
-def test_settings_that_training_depends_on_may_not_change(stopped):
+def test_settings_that_training_depends_on_may_not_change(stopped, undisturbed):
     path = stopped / "config.resolved.yaml"
-    before = path.read_text()
-    path.write_text(before.replace("checkpoint_minutes: 10.0", "checkpoint_minutes: 1.0"))
-    assert path.read_text() != before
-    path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+    free = path.read_text().replace("checkpoint_minutes: 10.0", "checkpoint_minutes: 1.0")
+    assert free != path.read_text()
+    path.write_text(free.replace("seed: 0", "seed: 1"))
     with pytest.raises(ConfigError, match="another config"):
         pipeline.resume(stopped, quiet=True)
+    path.write_text(free)
+    pipeline.resume(stopped, quiet=True)
+    assert weights(stopped) == weights(undisturbed)
 
 
 def test_a_damaged_stage_is_refused(stopped, undisturbed):
@@ -146,11 +153,47 @@ def test_verify_counts_what_it_has_seen(undisturbed):
 
 
 @pytest.mark.parametrize("folder", ["final", "stages/heads_rows"])
-def test_verify_misses_a_lost_manifest(undisturbed, tmp_path, folder):
+def test_verify_notices_a_lost_manifest(undisturbed, tmp_path, folder):
     copied = shutil.copytree(undisturbed, tmp_path / "copy")
     (copied / folder / MANIFEST).unlink()
     with pytest.raises(IntegrityError, match=MANIFEST):
         verify_folder(copied)
+
+
+def test_a_damaged_model_answers_nothing(undisturbed, tmp_path):
+    copied = shutil.copytree(undisturbed, tmp_path / "copy")
+    flip(copied / "final" / "model.safetensors")
+    for use in (evaluate_folder, inspect_folder, load):
+        with pytest.raises(IntegrityError, match=r"final is damaged: model\.safetensors has changed"):
+            use(copied)
+
+
+def test_another_model_saved_over_a_finished_one_is_no_damage(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed / "final", tmp_path / "copy")
+    model = load(folder).served
+    params = jax.tree.map(lambda leaf: leaf + 1, model.params)
+    save_pretrained(folder, model.config, params, kind=model.kind, labels=("0", "1"))
+    assert load(folder).served.params["head"]["bias"][0] == params["head"]["bias"][0]
+
+
+def test_a_request_between_two_stages(tiny, tmp_path, monkeypatch):
+    def asked(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr("mlprune_jax.pipeline.stages.evaluate", asked)
+    with pytest.raises(Preempted, match="before stage heads_rows"):
+        pipeline.run(config(tiny), tmp_path / "run", quiet=True)
+
+
+def test_a_run_killed_before_it_began_can_be_started_again(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        pass
+    folder.check_unused()
+    (tmp_path / "run" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        folder.check_unused()
 
 
 def test_one_process_per_folder(stopped):

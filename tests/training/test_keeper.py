@@ -5,15 +5,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mlprune_jax.errors import Preempted
+from mlprune_jax.manifest import write_manifest
 from mlprune_jax.training.checkpoint import Checkpoints
 from mlprune_jax.training.interrupt import StopRequest
 from mlprune_jax.training.keeper import Keeper
-from mlprune_jax.training.state import TrainState
+from mlprune_jax.training.loop import fit
+from mlprune_jax.training.state import Fixed, TrainState
 
 STATE = TrainState(np.zeros((), np.int32), np.zeros((), np.int32), {}, ())
 
@@ -67,6 +72,32 @@ def test_asked_to_stop_it_saves_first():
     with pytest.raises(Preempted, match="after step 4"):
         keeper.after(4, STATE)
     assert recorder.calls == [4, "wait"]
+
+
+def test_a_training_that_fails_leaves_no_save_under_way(tmp_path, monkeypatch):
+    """Or the next one in this process would find files that are still being written."""
+    started = threading.Event()
+
+    def slowly(folder, **facts):
+        started.set()
+        time.sleep(0.5)
+        write_manifest(folder, **facts)
+
+    def log(number, values):
+        assert started.wait(20)
+        raise ZeroDivisionError
+
+    @jax.jit
+    def step(state, fixed, batch, key):
+        return state._replace(step=state.step + 1), {"skipped": state.skipped}
+
+    monkeypatch.setattr("mlprune_jax.training.checkpoint.write_manifest", slowly)
+    keeper = Keeper(Checkpoints(tmp_path, identity={}, keep=2), steps=1, minutes=1e9)
+    state = TrainState(jnp.int32(0), jnp.int32(0), {}, ())
+    batches = [{"input_ids": np.zeros((1, 1), np.int32)}] * 2
+    with pytest.raises(ZeroDivisionError):
+        fit(step, state, Fixed({}), batches, seed=0, log=log, log_every=2, keeper=keeper)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
