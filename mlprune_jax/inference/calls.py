@@ -14,7 +14,7 @@ import numpy as np
 from mlprune_jax.inference.forward import ModelParams
 from mlprune_jax.inference.plan import Decision, decide
 from pallas_kernels import Implementation
-from pallas_kernels.block_sparse_matmul.choose import Choice
+from pallas_kernels.block_sparse_matmul.choose import GAIN, Choice
 from pallas_kernels.block_sparse_matmul.costs import CostTable
 from pallas_kernels.device import platform
 
@@ -24,11 +24,11 @@ calls of 512 tokens, 1.28 in calls of 1024 and 1.55 at once; with a fifth of the
 (2 cores, 24 Nov 2026; `benchmarks/calls.py` measures it again)."""
 
 UNROLLED_TOKENS = 128
-"""The same where products are unrolled, whose many small parts leave cores idle: a batch of 8 x 128 took four layers
-with 64x64 blocks 94 ms in calls of one row side by side, 108 in calls of two, and 148 at once."""
+"""The same where products are unrolled, whose many small parts leave cores idle: of a batch of 8 x 128, four layers
+with 64x64 blocks took 97 ms in calls of one row side by side, 147 in turn, and 146 at once (`benchmarks/results`)."""
 
-SMALL_CALL = 1.06
-"""How many times as long dense products took in calls of `UNROLLED_TOKENS` as in calls of `DENSE_TOKENS` there."""
+SMALL_CALL = 1.12
+"""How many times as long those layers took, run dense, in calls of `UNROLLED_TOKENS` as of `DENSE_TOKENS`."""
 
 
 def plan_calls(
@@ -59,9 +59,9 @@ def _rows(batch: int, length: int, tokens: int) -> int:
 
 
 def _pays(decisions: Sequence[Decision]) -> bool:
-    """Whether what the sparse products are predicted to gain is more than the others lose in small calls."""
+    """Whether sparse products gain more than the others lose in small calls, by the margin that one of them needs."""
     sizes = [math.prod(decision.shape) for decision in decisions]
-    return sum(map(_cost, sizes, decisions)) < sum(sizes)
+    return sum(map(_cost, sizes, decisions)) * GAIN < sum(sizes)
 
 
 def _cost(size: int, decision: Decision) -> float:

@@ -79,7 +79,7 @@ def test_small_calls_where_sparse_products_gain(packed):
 
 
 def test_one_small_gain_does_not_cut_up_the_batch(packed):
-    """Dense products lose 6 % in small calls: more than one of a model's products wins here."""
+    """Dense products lose a tenth in small calls: more than one of a model's products wins here."""
     narrow = table(1.07, shapes=((32, 16),))
     rows, decisions = plan_calls(packed, 64, 16, "float32", None, narrow)
     assert rows == 64
