@@ -33,16 +33,25 @@ class TrainSettings(Frozen):
     Attributes:
         epochs: passes over the training set; fractions are allowed.
         warmup: share of the steps over which learning rates rise linearly; they then fall linearly to 0.
+        accumulate: parts in which a batch passes through the device, one after the other, for less memory. Terms that
+            average over tokens average over each part's, then over the parts.
         max_grad_norm: clip of the global norm of all gradients, the penalty's part included.
     """
 
     epochs: Annotated[Real, Field(gt=0)] = 3.0
     batch_size: Count = 32
+    accumulate: Count = 1
     learning_rate: Rate = 3e-5
     warmup: Fraction = 0.05
     weight_decay: Rate = 0.0
     adam_epsilon: Annotated[Real, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _parts_are_even(self) -> TrainSettings:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+        return self
 
 
 class DenseStage(TrainSettings):
@@ -202,10 +211,16 @@ class RunConfig(TaskSettings):
         model: folder or hub id of a BERT; "demo" is a tiny fresh one of ``geometry`` with a generated vocabulary.
         data: folder of the data; "hub" fetches GLUE; "demo" is generated.
         compute_dtype: of products and activations; parameters and sums stay float32.
+        fsdp: devices over which parameters and optimiser state are split, for models that do not fit on one; the
+            batch is split over all devices in any case.
+        rematerialize: compute each layer's activations again in the backward pass instead of keeping them.
+        deterministic: forbid GPU operations whose sums depend on the order of threads; slower there.
+        evaluate_steps: between two evaluations on the dev split within dense training and recovery, whose result is
+            then the state that measured best; unset: the last.
         offline: never ask the hub.
         log_every: steps between two lines of metrics.jsonl.
         checkpoint_steps, checkpoint_minutes: between two checkpoints, whichever comes first; null steps: by time alone.
-        keep_checkpoints: how many stay, the newest.
+        keep_checkpoints: how many stay of the newest; the best of ``evaluate_steps`` stays too.
         geometry: of a fresh model; its vocabulary size is the tokenizer's.
         distillation: unset trains without a teacher.
     """
@@ -215,6 +230,10 @@ class RunConfig(TaskSettings):
     seed: Annotated[Integer, Field(ge=0, lt=2**31)] = 0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     eval_batch_size: Count = 64
+    fsdp: Count = 1
+    rematerialize: bool = False
+    deterministic: bool = False
+    evaluate_steps: Count | None = None
     offline: bool = False
     log_every: Count = 50
     checkpoint_steps: Count | None = None

@@ -62,19 +62,23 @@ class Batches:
             ``input_ids``, ``attention_mask`` and ``token_type_ids`` as int32 [batch_size, length], ``labels``
             [batch_size].
         """
-        epoch, position = divmod(int(step), self.steps_per_epoch)
-        rows, lengths = self._plan(epoch)
-        return gather(self._encoded, rows[position], int(lengths[position]))
+        return self._rows(int(step), slice(None))
 
     def iterate(self, start_step: int, num_steps: int) -> Iterator[Batch]:
-        """The batches of ``num_steps`` steps from ``start_step`` on, made ahead of time in threads."""
+        """The batches of ``num_steps`` steps from ``start_step`` on, this process's rows, made ahead in threads."""
         if num_steps == 0:
             return iter(())
         import grain
 
-        steps = grain.MapDataset.range(start_step, start_step + num_steps).map(self.batch)
+        share = process_share(self._batch_size)
+        steps = grain.MapDataset.range(start_step, start_step + num_steps).map(lambda step: self._rows(step, share))
         # The data is in memory: a few threads keep ahead of any step, more would fight over the interpreter.
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+
+    def _rows(self, step: int, share: slice) -> Batch:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        rows, lengths = self._plan(epoch)
+        return gather(self._encoded, rows[position][share], int(lengths[position]))
 
     def _plan_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, "steps batch"], Int64[np.ndarray, " steps"]]:
         """Which examples each batch of the epoch holds, and its length."""
@@ -91,6 +95,15 @@ class Batches:
             waiting = members[full * self._batch_size :]
         shuffled = rng.permutation(self.steps_per_epoch)
         return np.concatenate(rows)[shuffled], np.array(lengths, np.int64)[shuffled]
+
+
+def process_share(rows: int) -> slice:
+    """The rows of a batch that this of jax's processes provides: all of them where it is the only one."""
+    import grain
+
+    shard = grain.sharding.ShardByJaxProcess()
+    count = rows // shard.shard_count
+    return slice(shard.shard_index * count, (shard.shard_index + 1) * count)
 
 
 def eval_batches(encoded: Encoded, *, batch_size: int, buckets: Sequence[int]) -> Iterator[Batch]:

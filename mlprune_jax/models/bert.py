@@ -210,7 +210,7 @@ class Layer(_Part):
     """One encoder layer: attention, then feed-forward, post-norm."""
 
     @nn.compact
-    def __call__(self, x: Hidden, attention_mask: Array, *, train: bool) -> tuple[Hidden, Probabilities]:
+    def __call__(self, x: Hidden, attention_mask: Array, train: bool) -> tuple[Hidden, Probabilities]:
         parts = (self.config, self.shape, self.dtype, self.dense)
         x, probabilities = SelfAttention(*parts, name="attention")(x, attention_mask, train=train)
         return FeedForward(*parts, name="ffn")(x, train=train), probabilities
@@ -222,13 +222,15 @@ class Encoder(nn.Module):
     config: ModelConfig
     dtype: Any
     dense: Any
+    rematerialize: bool
 
     @nn.compact
     def __call__(self, x: Hidden, attention_mask: Array, *, train: bool, hidden: bool, attention: bool) -> Encoded:
         states, maps = [x], []
+        layer_class = nn.remat(Layer, static_argnums=(3,)) if self.rematerialize else Layer  # (self, x, mask, train)
         for i, shape in enumerate(self.config.layer_shapes):
-            layer = Layer(self.config, shape, self.dtype, self.dense, name=f"layer_{i}")
-            x, probabilities = layer(x, attention_mask, train=train)
+            layer = layer_class(self.config, shape, self.dtype, self.dense, name=f"layer_{i}")
+            x, probabilities = layer(x, attention_mask, train)
             states.append(x)
             maps.append(probabilities)
         return Encoded(x, None, tuple(states) if hidden else (), tuple(maps) if attention else ())
@@ -262,12 +264,14 @@ class Bert(nn.Module):
         config: geometry; ``config.layers`` gives the kept sizes of a shrunk model.
         dtype: compute dtype of products and activations; parameters, normalisation, softmax and sums are float32.
         dense: class of the encoder's linear layers, `Dense` unless a runtime passes its own.
+        rematerialize: keep no layer's activations for the backward pass but compute them again: less memory, more time.
     """
 
     config: ModelConfig
     dtype: Any = jnp.float32
     dense: Any = Dense
     pool: bool = True
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(
@@ -299,7 +303,7 @@ class Bert(nn.Module):
                 "lower max_length"
             )
         x = Embeddings(self.config, self.dtype, name="embeddings")(input_ids, token_type_ids, train=train)
-        encoder = Encoder(self.config, self.dtype, self.dense, name="encoder")
+        encoder = Encoder(self.config, self.dtype, self.dense, self.rematerialize, name="encoder")
         encoded = encoder(x, attention_mask, train=train, hidden=hidden, attention=attention)
         if not self.pool:
             return encoded

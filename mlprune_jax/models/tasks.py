@@ -30,7 +30,7 @@ class TaskModel(nn.Module):
     """BERT with one task head.
 
     Args:
-        config, dtype, dense: see `Bert`.
+        config, dtype, dense, rematerialize: see `Bert`.
         kind: "classification" and "regression" read the pooled first token, "span" reads every token.
         num_labels: classes; 1 for regression, 2 (start and end) for spans.
     """
@@ -40,6 +40,7 @@ class TaskModel(nn.Module):
     num_labels: int
     dtype: Any = jnp.float32
     dense: Any = Dense
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(
@@ -54,7 +55,8 @@ class TaskModel(nn.Module):
     ) -> Outputs:
         """Encode a batch and read the head; arguments as in `Bert.__call__`; logits are float32."""
         init = nn.initializers.normal(self.config.initializer_range)
-        bert = Bert(self.config, self.dtype, self.dense, pool=self.kind != "span", name="bert")
+        pool = self.kind != "span"
+        bert = Bert(self.config, self.dtype, self.dense, pool, rematerialize=self.rematerialize, name="bert")
         encoded = bert(input_ids, attention_mask, token_type_ids, train=train, hidden=hidden, attention=attention)
         features = encoded.last
         if encoded.pooled is not None:

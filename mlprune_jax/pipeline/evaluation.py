@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mlprune_jax.data.batches import eval_batches
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ModelError
@@ -14,6 +16,7 @@ from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.models.tasks import TaskModel
 from mlprune_jax.pipeline.source import encode_split, load_splits
 from mlprune_jax.pipeline.summary import describe_model
+from mlprune_jax.training.mesh import Layout
 from mlprune_jax.training.metrics import evaluate, make_forward
 
 
@@ -39,9 +42,10 @@ def evaluate_folder(
     loaded = load_pretrained(folder, num_labels=len(task.labels) or None, kind=task.kind)
     tokenizer = load_tokenizer(folder)
     encoded = encode_split(examples[split], tokenizer, settings, loaded.config.vocab_size)
-    forward = make_forward(TaskModel(loaded.config, task.kind, loaded.num_labels))
+    layout = Layout(devices=jax.local_devices()[:1])
+    forward = make_forward(TaskModel(loaded.config, task.kind, loaded.num_labels), layout)
     batches = eval_batches(encoded, batch_size=batch_size, buckets=settings.buckets)
-    metrics = evaluate(forward, loaded.params, batches, task.metrics, task.kind)
+    metrics = evaluate(forward, layout.copies(loaded.params), batches, task.metrics, task.kind)
     return {"model": str(folder), "task": task.name, "data": source, "split": split, **metrics}
 
 

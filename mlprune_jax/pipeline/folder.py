@@ -17,20 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from mlprune_jax.config.loading import dump_config
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.files import read_json, write_json, write_text
 from mlprune_jax.manifest import MANIFEST, check_manifest, write_manifest
+from mlprune_jax.training.processes import first_alone, is_first
 
 REPORT = "stage.json"
 LOCK = ".lock"
 
 
 class RunFolder:
-    """Paths of a run's folder and the writing of its small files."""
+    """Paths of a run's folder and the writing of its small files.
+
+    Of several processes, all of which must see the folder and call the same methods, the first alone writes.
+    """
 
     def __init__(self, root: Path):
         self.root = root
@@ -45,6 +49,9 @@ class RunFolder:
         Raises:
             ConfigError: the folder exists and is not empty.
         """
+        first_alone(self._check_unused)
+
+    def _check_unused(self) -> None:
         if self.root.exists() and (not self.root.is_dir() or any(path.name != LOCK for path in self.root.iterdir())):
             raise ConfigError(
                 f"{self.root} exists and is not empty",
@@ -53,13 +60,15 @@ class RunFolder:
 
     def create(self, config: RunConfig, command: str) -> None:
         """Write what a run begins with, inside `locked`."""
-        write_text(self.resolved, dump_config(config))
+        first_alone(lambda: write_text(self.resolved, dump_config(config)))
         names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "mlprune_jax")
         self.describe(
             command=command,
             seed=config.seed,
             versions={"python": platform.python_version()} | {name: _version(name) for name in names},
             device=jax.devices()[0].device_kind,
+            devices=jax.device_count(),
+            processes=jax.process_count(),
             platform=platform.platform(),
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             state="running",
@@ -72,13 +81,20 @@ class RunFolder:
         Raises:
             ConfigError: the folder cannot be made, or another process runs in it.
         """
+        lock = FileLock(self.root / LOCK, timeout=0)
+        first_alone(lambda: self._acquire(lock))
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _acquire(self, lock: BaseFileLock) -> None:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot make {self.root}: {error}", hint="choose another folder with -o") from error
         try:
-            with FileLock(self.root / LOCK, timeout=0):
-                yield
+            lock.acquire()
         except Timeout as error:
             raise ConfigError(
                 f"another process runs in {self.root}", hint="wait for it, stop it, or choose another folder with -o"
@@ -93,9 +109,10 @@ class RunFolder:
                 path.unlink()
 
     def describe(self, **entries: Any) -> None:
-        """Add entries to ``run.json``."""
+        """Add entries to ``run.json``; waits for nobody, so that a process that fails alone can say so."""
         path = self.root / "run.json"
-        write_json(path, (read_json(path) if path.exists() else {}) | entries)
+        if is_first():
+            write_json(path, (read_json(path) if path.exists() else {}) | entries)
 
     def stage(self, name: str) -> Path:
         """Folder of a stage."""
@@ -108,25 +125,46 @@ class RunFolder:
             IntegrityError: it is finished, and its files are not what it wrote.
         """
         path = self.stage(name)
+        first_alone(lambda: self._check_finished(path))
+        return read_json(path / REPORT) if path.is_dir() else None
+
+    def _check_finished(self, path: Path) -> None:
         if (path / REPORT).is_file() and (path / MANIFEST).is_file():
             check_manifest(path)
-            return read_json(path / REPORT)
-        shutil.rmtree(path, ignore_errors=True)
-        return None
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
     def finish(self, name: str, report: dict[str, Any]) -> None:
         """Write a stage's report, and last of all the manifest that makes it finished; its checkpoints go."""
-        write_json(self.stage(name) / REPORT, report)
-        write_manifest(self.stage(name))
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+        def write() -> None:
+            write_json(self.stage(name) / REPORT, report)
+            write_manifest(self.stage(name))
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+        first_alone(write)
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """Write the summary that makes the run finished."""
+
+        def write() -> None:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)  # a kill can have left those of the last stage
+            write_json(self.summary, summary)
+
+        first_alone(write)
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
+        if not is_first():
+            return
         with (self.root / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
     def forget_after(self, training: str, step: int) -> None:
         """Drop the lines of ``metrics.jsonl`` of steps that will be taken again."""
+        first_alone(lambda: self._forget_after(training, step))
+
+    def _forget_after(self, training: str, step: int) -> None:
         path = self.root / "metrics.jsonl"
         if not path.is_file():
             return

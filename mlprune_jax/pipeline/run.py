@@ -13,22 +13,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
-import numpy as np
 
 from mlprune_jax.config.loading import load_config
-from mlprune_jax.config.settings import PruneStage, RunConfig, TaskSettings, TrainSettings
+from mlprune_jax.config.settings import PruneStage, RunConfig, TrainSettings
 from mlprune_jax.data.demo import write_demo
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError, Preempted
-from mlprune_jax.files import read_json, write_json
-from mlprune_jax.inference.stored import load_masks, save_masks
+from mlprune_jax.files import read_json
+from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.manifest import write_manifest
-from mlprune_jax.models.pretrained import load_pretrained, resolve_model, save_pretrained
+from mlprune_jax.models.pretrained import load_pretrained, resolve_model
 from mlprune_jax.models.tasks import TaskModel, init_params
 from mlprune_jax.pipeline.folder import RunFolder
-from mlprune_jax.pipeline.source import encode_split, load_splits, tokenizer_files
+from mlprune_jax.pipeline.saving import save_model
+from mlprune_jax.pipeline.source import encode_split, load_splits
 from mlprune_jax.pipeline.stages import (
     Context,
+    Evaluate,
     Learned,
     Model,
     block_stage,
@@ -47,11 +48,13 @@ from mlprune_jax.training.arrival import threshold_rate
 from mlprune_jax.training.checkpoint import Checkpoints, save_state
 from mlprune_jax.training.interrupt import StopRequest
 from mlprune_jax.training.keeper import Keeper
+from mlprune_jax.training.mesh import Layout
+from mlprune_jax.training.processes import first_alone, is_first
 from mlprune_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 
-FREE_TO_CHANGE = ("offline", "log_every", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints")
+FREE_TO_CHANGE = ("offline", "log_every", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "fsdp")
 """Settings that a stopped run may have changed in its ``config.resolved.yaml`` before it goes on."""
 
 
@@ -80,9 +83,9 @@ def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = Fa
             checked = _Run(config, folder, quiet=quiet, stopping=stopping)
         except BaseException:
             # Nothing was trained: leave nothing that looks like a run; a folder that was there stays, empty as it was.
-            if existed:
+            if is_first() and existed:
                 folder.clear()
-            else:
+            elif is_first():
                 shutil.rmtree(workdir, ignore_errors=True)
             raise
         return _finish(checked)
@@ -131,7 +134,8 @@ class _Run:
 
     def __init__(self, config: RunConfig, folder: RunFolder, *, quiet: bool, stopping: Callable[[], bool] = bool):
         self.config, self.folder, self.stopping = config, folder, stopping
-        show = progress_display(quiet)
+        show = progress_display(quiet or not is_first())
+        self.speeds: dict[str, dict[str, Any]] = {}
 
         def log(entry: dict[str, Any]) -> None:
             folder.log(entry)
@@ -143,7 +147,7 @@ class _Run:
         if config.model == "demo":
             source = folder.root / "demo"
             if not (source / "dev.tsv").is_file():
-                write_demo(source, seed=config.seed)
+                first_alone(lambda: write_demo(source, seed=config.seed))
             self.base, data = source, str(source)
         else:
             self.base, data = resolve_model(config.model, offline=config.offline), config.data
@@ -156,12 +160,17 @@ class _Run:
         train, dev = (
             encode_split(examples[s], tokenizer, config, self.start.config.vocab_size) for s in ("train", "dev")
         )
-        self.context = Context(config, self.task, self.num_labels, train, dev, self.log, self._go_on)
+        layout = Layout(config.fsdp)
+        self.context = Context(
+            config, self.task, self.num_labels, train, dev, layout, self.log, self.speeds.__setitem__, self._go_on
+        )
+        layout.check_rows(config.eval_batch_size, "eval_batch_size")
         for name, stage in self._stages().items():
             self.context.batches(stage, name)
+            layout.check_rows(stage.batch_size // stage.accumulate, f"{name}: a batch, or the part of it that")
         self._check_schedules()
 
-    def _go_on(self, training: str, state: TrainState) -> tuple[TrainState, Keeper]:
+    def _go_on(self, training: str, state: TrainState, evaluate: Evaluate) -> tuple[TrainState, Keeper]:
         """The newest whole checkpoint of a training, or its first state, and what saves the states to come."""
         checkpoints = Checkpoints(
             self.folder.checkpoints / training,
@@ -178,6 +187,7 @@ class _Run:
             steps=self.config.checkpoint_steps,
             minutes=self.config.checkpoint_minutes,
             stopping=self.stopping,
+            evaluate=evaluate,
         )
         return state, keeper
 
@@ -299,12 +309,11 @@ class _Run:
             model = self._stage("blocks", reports, lambda path: self._blocks(path, student, judge))
             masks = load_masks(self.folder.stage("blocks"))
         self._save(self.folder.final, model, masks)
-        write_manifest(self.folder.final)
+        first_alone(lambda: write_manifest(self.folder.final))
         final, _ = self._load(self.folder.final)
         summary = summarize(self.config, self.task, final, masks, score(self.context, final), reports)
         summary["seconds"] = round(sum(report["seconds"] for report in reports.values()), 1)
-        shutil.rmtree(self.folder.checkpoints, ignore_errors=True)  # a kill can have left those of the last stage
-        write_json(self.folder.summary, summary)
+        self.folder.close(summary)
         return summary
 
     def _choose(self, name: str | None, default: Model, dense: Model) -> Model:
@@ -323,7 +332,8 @@ class _Run:
             started = time.perf_counter()
             model = work(path)
             report = {**score(self.context, model), "seconds": round(time.perf_counter() - started, 1)}
-            report |= describe_model(model.config, load_masks(path))
+            report |= describe_model(model.config, load_masks(path)) | {"trainings": dict(self.speeds)}
+            self.speeds.clear()
             self.folder.finish(name, report)
             metric = self.task.metrics[0]
             kept = report["encoder_parameters"]["kept"] / report["encoder_parameters"]["dense"]
@@ -353,29 +363,7 @@ class _Run:
         return result.model
 
     def _save(self, path: Path, model: Model, masks: dict[str, Any] | None) -> None:
-        """A model folder that runs from itself alone: weights, tokenizer, task, and what was kept."""
-        settings = {name: getattr(self.config, name) for name in TaskSettings.model_fields}
-        if self.config.task == "custom":
-            settings["labels"] = self.task.labels
-        task = TaskSettings(**settings).model_dump(mode="json")
-        pruning = None
-        if model.config.layers or masks is not None:
-            pruning = describe_model(model.config, masks)
-            pruning["block_shape"] = format_block(self.config.prune.blocks.shape) if masks is not None else None
-            pruning["kept"] = pruning.pop("layers")
-        save_pretrained(
-            path,
-            model.config,
-            jax.tree.map(np.asarray, model.params),
-            kind=self.task.kind,
-            labels=self.task.labels or None,
-            extra_config={"mlprune": {"task": task}},
-            pruning=pruning,
-        )
-        for file in tokenizer_files(self.base):
-            shutil.copyfile(file, path / file.name)
-        if masks is not None:
-            save_masks(path, masks)
+        first_alone(lambda: save_model(path, model, masks, config=self.config, task=self.task, base=self.base))
 
 
 def _digest(config: RunConfig) -> str:
@@ -386,4 +374,4 @@ def _digest(config: RunConfig) -> str:
 
 def _save_learned(path: Path, learned: Learned) -> None:
     """Scores, thresholds and uncut weights, for other cuts of the same run."""
-    save_state(path / "learned", learned._asdict())
+    save_state(path / "learned", jax.device_get(learned._asdict()))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from mlprune_jax.data.batches import Batches, eval_batches
 from mlprune_jax.data.encode import Encoded
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.models.bert import DTYPES
+from mlprune_jax.models.names import Kind
 from mlprune_jax.models.tasks import TaskModel
 from mlprune_jax.pruning.density import (
     BlockCost,
@@ -37,14 +38,17 @@ from mlprune_jax.pruning.shrink import shrink
 from mlprune_jax.training.arrival import threshold_rate
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.loop import fit
+from mlprune_jax.training.mesh import Layout
 from mlprune_jax.training.metrics import evaluate, make_forward
 from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
+from mlprune_jax.training.speed import RATES, Meter, peak_memory, step_work
 from mlprune_jax.training.state import Fixed, TrainState, init_state, merge, split_frozen
 from mlprune_jax.training.step import make_train_step
 
 _log = logging.getLogger(__name__)
 
 Masks = dict[str, Any]
+Evaluate = Callable[[int, TrainState], float | None]
 
 
 class Model(NamedTuple):
@@ -62,8 +66,11 @@ class Context:
         config: the run's settings.
         task, num_labels: what is predicted.
         train, dev: encoded splits.
+        layout: the devices that trainings run on.
         log: receives one line of metrics.
-        go_on: a training's name and its first state -> the state to go on from, and what saves those to come.
+        measured: receives a training's name and how fast it went.
+        go_on: a training's name, its first state, and what measures a state -> the state to go on from, and what saves
+            those to come.
     """
 
     config: RunConfig
@@ -71,12 +78,15 @@ class Context:
     num_labels: int
     train: Encoded
     dev: Encoded
+    layout: Layout
     log: Callable[[dict[str, Any]], None]
-    go_on: Callable[[str, TrainState], tuple[TrainState, Keeper]]
+    measured: Callable[[str, dict[str, Any]], None]
+    go_on: Callable[[str, TrainState, Evaluate], tuple[TrainState, Keeper]]
 
     def module(self, config: ModelConfig) -> TaskModel:
         """The Flax module that runs ``config`` for this task."""
-        return TaskModel(config, self.task.kind, self.num_labels, DTYPES[self.config.compute_dtype])
+        dtype = DTYPES[self.config.compute_dtype]
+        return TaskModel(config, self.task.kind, self.num_labels, dtype, rematerialize=self.config.rematerialize)
 
     def batches(self, settings: TrainSettings, stage: str) -> Batches:
         """Training batches of a stage, a pure function of (seed, stage, step)."""
@@ -116,8 +126,16 @@ def stage_seed(seed: int, stage: str) -> int:
 def score(context: Context, model: Model) -> dict[str, Any]:
     """Metrics and loss on the dev split, in float32 whatever the training computed in: `mlprune eval` agrees."""
     batches = eval_batches(context.dev, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
-    forward = make_forward(TaskModel(model.config, context.task.kind, context.num_labels))
-    return evaluate(forward, model.params, batches, context.task.metrics, context.task.kind)
+    kind, num_labels = context.task.kind, context.num_labels
+    forward = _forward(model.config, kind, num_labels, context.layout)  # type: ignore[arg-type]  # it is hashable
+    params = context.layout.copies(model.params)
+    return evaluate(forward, params, batches, context.task.metrics, context.task.kind)
+
+
+@cache
+def _forward(config: ModelConfig, kind: Kind, num_labels: int, layout: Layout) -> Any:
+    """One compiled forward for all evaluations of a geometry."""
+    return make_forward(TaskModel(config, kind, num_labels), layout)
 
 
 def train_plain(
@@ -134,6 +152,18 @@ def train_plain(
     """Train without learning what to prune: dense fine-tuning, or recovery under fixed masks."""
     steps = num_steps(context, settings, epochs)
     trained, frozen = split_frozen(model.params, freeze_embeddings=freeze_embeddings)
+
+    def whole(trained: dict[str, Any]) -> Model:
+        return Model(model.config, apply_masks(merge(trained["params"], frozen), masks))
+
+    def measure(number: int, state: TrainState) -> float | None:
+        every = context.config.evaluate_steps
+        if every is None or (number % every and number != steps):
+            return None
+        metrics = score(context, whole(context.layout.to_host(state.trained)))
+        context.log({"stage": stage, "step": number, "steps": steps} | {f"dev_{k}": v for k, v in metrics.items()})
+        return metrics[context.task.metrics[0]]
+
     result = _train(
         context,
         stage,
@@ -144,8 +174,9 @@ def train_plain(
         plain_optimizer(settings, steps),
         Fixed(frozen, masks, None),
         teacher,
+        measure=measure,
     )
-    return Model(model.config, apply_masks(merge(result["params"], frozen), masks))
+    return whole(result)
 
 
 def head_row_stage(context: Context, student: Model, teacher: Model | None) -> HeadRowResult:
@@ -261,39 +292,47 @@ def _train(
     teacher: Model | None,
     cost: Cost | None = None,
     temperature: float = 1.0,
+    measure: Evaluate = lambda number, state: None,
 ) -> dict[str, Any]:
     """Compile the step, run it over the stage's batches, and return what it trained."""
-    distillation = context.config.distillation if teacher is not None else None
+    layout, run = context.layout, context.config
+    taught = teacher if run.distillation is not None else None
+    state = layout.place(init_state(trained, optimizer))
     step = make_train_step(
         context.module(config),
         optimizer,
         groups=cost.groups if cost else (),
         temperature=temperature,
-        teacher=context.module(teacher.config) if teacher and distillation else None,
-        distillation=distillation,
+        teacher=context.module(taught.config) if taught else None,
+        distillation=run.distillation if taught else None,
+        accumulate=settings.accumulate,
+        deterministic=run.deterministic,
+        out_shardings=(layout.shardings(state), layout.everywhere),
     )
-    fixed = jax.tree.map(jnp.asarray, fixed._replace(teacher=teacher.params if teacher and distillation else None))
+    fixed = layout.place(fixed._replace(teacher=taught.params if taught else None))
     batches = context.batches(settings, stage)
-    started = time.perf_counter()
+    rates: dict[str, Any] = {}
 
     def log(number: int, values: dict[str, float]) -> None:
         context.log({"stage": stage, "step": number, "steps": steps, **values})
+        rates.update({name: values[name] for name in values if name in RATES})
 
-    state, keeper = context.go_on(stage, init_state(trained, optimizer))
+    state, keeper = context.go_on(stage, state, measure)
     done = int(state.step)
     state = fit(
         step,
         state,
         fixed,
         batches.iterate(done, steps - done),
-        seed=stage_seed(context.config.seed, f"{stage}.dropout"),
+        seed=stage_seed(run.seed, f"{stage}.dropout"),
         log=log,
-        log_every=context.config.log_every,
+        log_every=run.log_every,
         keeper=keeper,
+        layout=layout,
+        meter=Meter(step_work(config, taught.config if taught else None), run.compute_dtype),
     )
-    trained = jax.device_get(state.trained)
-    _log.info("%s: %d steps in %.1f s", stage, steps, time.perf_counter() - started)
-    return trained
+    context.measured(stage, {"steps": steps, "peak_memory_bytes": peak_memory(), **rates})
+    return layout.to_host(keeper.best(state).trained)
 
 
 def learning_steps(context: Context, settings: PruneStage) -> int:

@@ -82,5 +82,9 @@ def summarize(
         "target_density": config.prune.density,
         "metric": task.metrics[0],
         "final": metrics | describe_model(model.config, masks),
-        "stages": {name: {k: v for k, v in report.items() if k != "layers"} for name, report in stages.items()},
+        "stages": {
+            name: {k: v for k, v in report.items() if k not in ("layers", "trainings")}
+            for name, report in stages.items()
+        },
+        "trainings": {name: speed for report in stages.values() for name, speed in report["trainings"].items()},
     }

@@ -30,6 +30,9 @@ def progress_display(quiet: bool) -> Callable[[dict[str, Any]], None]:
 
 def describe(entry: dict[str, Any]) -> str:
     """One line of progress: where the stage stands and what is worth watching."""
-    left = (entry["steps"] - entry["step"]) / entry["steps_per_second"]
-    values = "  ".join(f"{name} {entry[name]:.4g}" for name in SHOWN if name in entry)
-    return f"{entry['stage']} {entry['step']}/{entry['steps']}  {values}  {left:.0f} s left"
+    measured = [name for name in entry if name.startswith("dev_")]
+    values = "  ".join(f"{name} {entry[name]:.4g}" for name in (*measured, *SHOWN) if name in entry)
+    text = f"{entry['stage']} {entry['step']}/{entry['steps']}  {values}"
+    if "steps_per_second" not in entry:  # of an evaluation, or while all steps so far compiled
+        return text
+    return f"{text}  {(entry['steps'] - entry['step']) / entry['steps_per_second']:.0f} s left"

@@ -17,7 +17,9 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError
-from mlprune_jax.manifest import check_manifest, write_manifest
+from mlprune_jax.files import read_json
+from mlprune_jax.manifest import MANIFEST, check_manifest, write_manifest
+from mlprune_jax.training.processes import agree, first_alone, is_first
 
 _log = logging.getLogger(__name__)
 
@@ -36,13 +38,16 @@ def load_state(folder: Path, like: Any) -> Any:
 
     Args:
         folder: written by `save_state`.
-        like: arrays or shapes of the wanted tree; the dtypes and shapes stored must be the same.
+        like: arrays or shapes of the wanted tree; the dtypes and shapes stored must be the same. Arrays come back laid
+            out as those of ``like`` are, whatever devices and processes wrote them; shapes, on the first device.
 
     Raises:
         IntegrityError: the folder is no such checkpoint, or it is damaged.
     """
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here), like
+    )
     try:
         return ocp.load(str(folder.resolve()), abstract)
     except Exception as error:
@@ -54,36 +59,45 @@ def load_state(folder: Path, like: Any) -> Any:
 
 
 class Checkpoints:
-    """The newest checkpoints of one training: written in the background, verified before one is used.
+    """The newest and the best checkpoints of one training: written in the background, verified before one is used.
+
+    Of several processes each writes what it holds, into a folder that all of them see; the first names and removes.
 
     Args:
         folder: theirs alone; made with the first of them.
         identity: what must be the same for a checkpoint to go on from, as plain data.
-        keep: how many stay.
+        keep: how many of the newest stay; the best stays too.
     """
 
     def __init__(self, folder: Path, *, identity: dict[str, Any], keep: int):
-        self._folder, self._identity, self._keep = folder, identity, keep
+        self.folder, self._identity, self._keep = folder, identity, keep
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self.newest: int | None = None
+        self.best: tuple[float, int] | None = None
 
-    def save(self, step: int, tree: Any) -> None:
+    def save(self, step: int, tree: Any, metric: float | None = None) -> None:
         """Copy the state from the device and write it while training goes on; an earlier save is waited for.
+
+        Args:
+            step: its name.
+            tree: the state.
+            metric: on the dev split; of several checkpoints with one, the first with the highest is the best.
 
         Raises:
             MLPruneError: the earlier save failed, or this one cannot begin; earlier checkpoints stay as they are.
         """
         self.wait()
-        saving = self._folder / f"{step:08d}{SAVING}"
-        facts = {"identity": self._identity, "step": step, "leaves": _leaves(tree)}
+        saving = self.folder / f"{step:08d}{SAVING}"
+        facts = {"identity": self._identity, "step": step, "leaves": _leaves(tree), "metric": metric}
+        facts |= {"devices": jax.device_count(), "processes": jax.process_count()}
         try:
             saving.mkdir(parents=True, exist_ok=True)
             writing = ocp.save_async(str((saving / STATE).resolve()), tree, overwrite=True)
         except Exception as error:
             raise _unwritten(saving, error) from error
+        self._note(step, metric)
         self._pending = self._worker.submit(self._commit, writing.result, saving, facts)
-        self.newest = step
 
     def wait(self) -> None:
         """Wait until the last save is on disk.
@@ -103,7 +117,7 @@ class Checkpoints:
         """The newest state whose files are all as they were written; damaged ones are moved to ``quarantine``.
 
         Args:
-            like: a state of the same tree, shapes and dtypes.
+            like: a state of the same tree, shapes and dtypes, laid out as the restored one is to be.
 
         Returns:
             The state, or ``None`` where nothing was saved yet.
@@ -112,25 +126,52 @@ class Checkpoints:
             ConfigError: the checkpoint is of other settings, other data, or a model of other shapes.
             IntegrityError: there are checkpoints, and all of them are damaged.
         """
-        for leftover in self._folder.glob(f"*{SAVING}"):  # of a run that was killed while it saved
+        step = agree(first_alone(lambda: self._newest_whole(like)) or 0)
+        if step == 0:
+            return None
+        state = load_state(self.folder / f"{step:08d}" / STATE, like)
+        for path in sorted(self.folder.glob("[0-9]*")):
+            facts = read_json(path / MANIFEST)
+            self._note(facts["step"], facts["metric"])
+        return state
+
+    def restore_best(self, like: Any) -> Any:
+        """The state with the best metric; ``save`` was told one at least once.
+
+        Raises:
+            IntegrityError: it is damaged.
+        """
+        assert self.best is not None
+        folder = self.folder / f"{self.best[1]:08d}"
+        first_alone(lambda: check_manifest(folder))
+        return load_state(folder / STATE, like)
+
+    def _newest_whole(self, like: Any) -> int | None:
+        """The step of the newest checkpoint whose files are whole; damaged ones are set aside."""
+        for leftover in self.folder.glob(f"*{SAVING}"):  # of a run that was killed while it saved
             shutil.rmtree(leftover)
-        steps = sorted((path for path in self._folder.glob("[0-9]*") if path.is_dir()), reverse=True)
+        steps = sorted((path for path in self.folder.glob("[0-9]*") if path.is_dir()), reverse=True)
+        whole = []
         for folder in steps:
             try:
-                facts = check_manifest(folder)
-                self._check_same(folder, facts, like)
-                state = load_state(folder / STATE, like)
+                whole.append((folder, check_manifest(folder)))
             except IntegrityError as error:
                 self._set_aside(folder, error)
-                continue
-            self.newest = int(facts["step"])
-            return state
-        if steps or (self._folder / QUARANTINE).is_dir():
+        if whole:
+            folder, facts = whole[0]
+            self._check_same(folder, facts, like)
+            return int(facts["step"])
+        if steps or (self.folder / QUARANTINE).is_dir():
             raise IntegrityError(
-                f"no checkpoint in {self._folder} is whole; damaged ones lie in {self._folder / QUARANTINE}",
-                hint=f"remove {self._folder} to train this stage from its start again",
+                f"no checkpoint in {self.folder} is whole; damaged ones lie in {self.folder / QUARANTINE}",
+                hint=f"remove {self.folder} to train this stage from its start again",
             )
         return None
+
+    def _note(self, step: int, metric: float | None) -> None:
+        self.newest = step
+        if metric is not None and (self.best is None or metric > self.best[0]):
+            self.best = metric, step
 
     def _check_same(self, folder: Path, facts: dict[str, Any], like: Any) -> None:
         differing = [name for name, value in self._identity.items() if facts["identity"].get(name) != value]
@@ -146,10 +187,21 @@ class Checkpoints:
                 f"{folder} does not fit: {odd[0]} is {found.get(odd[0])} there and {wanted.get(odd[0])} here",
                 hint="resume with the version of mlprune_jax that wrote it",
             )
+        engine = {"devices": jax.device_count(), "processes": jax.process_count()}
+        if any(facts[name] != count for name, count in engine.items()):
+            _log.warning(
+                "%s was saved by %d devices in %d processes; on %d in %d the last bits may come out otherwise",
+                folder,
+                facts["devices"],
+                facts["processes"],
+                *engine.values(),
+            )
 
     def _commit(self, written: Callable[[], Any], saving: Path, facts: dict[str, Any]) -> None:
         try:
             written()
+            if not is_first():
+                return
             write_manifest(saving, **facts)
             target = saving.with_name(saving.name.removesuffix(SAVING))
             shutil.rmtree(target, ignore_errors=True)
@@ -157,12 +209,13 @@ class Checkpoints:
         except Exception as error:
             shutil.rmtree(saving, ignore_errors=True)
             raise _unwritten(saving, error) from error
-        whole = sorted(path for path in self._folder.glob("[0-9]*") if not path.name.endswith(SAVING))
+        whole = sorted(path for path in self.folder.glob("[0-9]*") if not path.name.endswith(SAVING))
         for old in whole[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            if self.best is None or int(old.name) != self.best[1]:
+                shutil.rmtree(old, ignore_errors=True)
 
     def _set_aside(self, folder: Path, error: IntegrityError) -> None:
-        place = self._folder / QUARANTINE / folder.name
+        place = self.folder / QUARANTINE / folder.name
         place.parent.mkdir(exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         folder.rename(place)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
 
 _log = logging.getLogger(__name__)
 
@@ -14,22 +18,30 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Inside a ``with``, the first signal only sets this; called, it says whether one came.
+    """Inside a ``with``, the first signal only sets this; called, it says whether to stop.
 
-    Python hands signals to the main thread alone: used in another, nothing is caught and nothing changes.
+    Python hands signals to the main thread alone: used in another, nothing is caught and nothing changes. Of several
+    processes one alone may get the signal, and all must stop after the same step: jax's own SIGTERM handler sees to
+    that, so this leaves it in its place and turns SIGINT into SIGTERM.
     """
 
     def __init__(self) -> None:
         self._before: dict[signal.Signals, Any] = {}
         self._asked = False
+        self._calls = 0
 
     def __call__(self) -> bool:
-        """Whether a signal came."""
+        """Whether to stop here; every process must ask at the same places."""
+        self._calls += 1
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(self._calls)
         return self._asked
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            several = jax.process_count() > 1
+            handlers = {signal.SIGINT: _terminate} if several else dict.fromkeys(SIGNALS, self._ask)
+            self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,3 +53,8 @@ class StopRequest:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         _log.warning("%s: saving after this step; once more ends at once", signal.Signals(number).name)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -11,8 +12,12 @@ import jax
 
 from mlprune_jax.errors import NumericalError
 from mlprune_jax.training.keeper import Keeper
+from mlprune_jax.training.mesh import Layout
+from mlprune_jax.training.speed import Meter
 from mlprune_jax.training.state import Fixed, TrainState
 from mlprune_jax.training.step import Step
+
+_log = logging.getLogger(__name__)
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -29,47 +34,59 @@ def fit(
     log: Log,
     log_every: int,
     keeper: Keeper,
+    layout: Layout,
+    meter: Meter,
 ) -> TrainState:
     """Run ``step`` over ``batches``.
+
+    Nothing here waits for the device but the metrics of every ``log_every``-th step: batches are made in threads, and
+    the host goes on to the next step while the device computes.
 
     Args:
         step: from `make_train_step`.
         state: before the first batch, new or restored; its buffers are donated.
         fixed: what the step only reads.
-        batches: in the order of steps.
+        batches: in the order of steps; this process's rows of each.
         seed: of dropout.
         log: receives (step, metrics) every ``log_every`` steps and after the last.
         log_every: steps between logs.
         keeper: saves the state, and stops where the process was asked to; closed at the end.
+        layout: where batches go.
+        meter: counts the steps.
 
     Raises:
         Preempted: stopped between two steps; the state is saved.
         NumericalError: `MAX_SKIPPED` steps in a row had a loss or gradient that was not finite.
     """
-    key = jax.random.key(seed)
+    key = layout.key(seed)
     first = int(state.step)
-    started, tokens, number, metrics = time.perf_counter(), 0, first, {}
+    number, metrics, local = first, {}, {}
     with closing(keeper):
-        for number, batch in enumerate(batches, start=first + 1):
+        for number, local in enumerate(batches, start=first + 1):
+            called = time.perf_counter()
+            batch = layout.batch(local)
             state, metrics = step(state, fixed, batch, key)
-            tokens += batch["input_ids"].size
+            meter.count(batch["input_ids"].shape, time.perf_counter() - called)
             if number % log_every == 0:
-                _report(number, metrics, number - first, started, tokens, log)
+                _report(number, metrics, meter, log, keeper, local)
             keeper.after(number, state)
         if number % log_every and number > first:
-            _report(number, metrics, number - first, started, tokens, log)
+            _report(number, metrics, meter, log, keeper, local)
         keeper.finish(number, state)
     return state
 
 
-def _report(number: int, metrics: dict[str, Any], steps: int, started: float, tokens: int, log: Log) -> None:
-    """Log the metrics of step ``number``; ``steps`` and ``tokens`` are those since ``started``."""
+def _report(
+    number: int, metrics: dict[str, Any], meter: Meter, log: Log, keeper: Keeper, batch: dict[str, Any]
+) -> None:
+    """Log the metrics of step ``number``; end the run where they have not been finite for too long."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    seconds = time.perf_counter() - started
-    speed = {"steps_per_second": steps / seconds, "tokens_per_second": tokens / seconds}
-    log(number, values | {"seconds": seconds} | speed)
+    log(number, values | meter.values())
+    if values["skipped"]:
+        _log.warning("step %d: loss or gradient not finite, nothing changed; %d in a row", number, values["skipped"])
     if values["skipped"] >= MAX_SKIPPED:
         raise NumericalError(
             f"loss or gradient was not finite for {int(values['skipped'])} steps in a row, up to step {number}",
-            hint="lower the learning rate, or look at the batch of that step; checkpoints hold the last finite weights",
+            hint=f"lower the learning rate, or look at that step's batch, {keeper.write_batch(number, batch)}; "
+            f"{keeper.newest()} holds finite weights",
         )

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from mlprune_jax.data.batches import process_share
 from mlprune_jax.models.tasks import Kind, TaskModel, predict_logits
 from mlprune_jax.training.losses import example_losses
+from mlprune_jax.training.mesh import Layout
 
 
-def make_forward(model: TaskModel) -> Any:
-    """Jitted ``(params, batch) -> (logits, loss of each example)``, without dropout."""
+def make_forward(model: TaskModel, layout: Layout) -> Any:
+    """``(params, batch) -> (logits, loss of each example)``, without dropout.
 
-    @jax.jit
+    Parameters and batches are whole on every process; each computes its share, and gets all results.
+    """
+
+    @partial(jax.jit, out_shardings=layout.everywhere)
     def forward(params: Any, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
         logits = predict_logits(model, params, batch)
         return logits, example_losses(logits, batch["labels"], model.kind)
 
-    return forward
+    def run(params: Any, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+        share = process_share(len(batch["labels"]))
+        return forward(params, layout.batch({name: rows[share] for name, rows in batch.items()}))
+
+    return run
 
 
 def evaluate(

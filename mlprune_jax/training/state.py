@@ -18,12 +18,14 @@ class TrainState(NamedTuple):
     Attributes:
         step: batches taken, the skipped ones included.
         skipped: steps in a row whose loss or gradient was not finite; they change nothing else.
+        skipped_in_all: such steps since the first.
         trained: ``{"params", "scores", "thresholds"}``; the last two absent where nothing is learned to be pruned.
         opt_state: the optimiser's.
     """
 
     step: Int[Array, ""]
     skipped: Int[Array, ""]
+    skipped_in_all: Int[Array, ""]
     trained: dict[str, Any]
     opt_state: Any
 
@@ -48,7 +50,7 @@ def init_state(trained: dict[str, Any], optimizer: optax.GradientTransformation)
     Dtypes are strong, as those of a state read back are: a weak one would be another program.
     """
     zero = jnp.zeros((), jnp.int32)
-    state = TrainState(zero, zero, trained, optimizer.init(trained))
+    state = TrainState(zero, zero, zero, trained, optimizer.init(trained))
     return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), state)
 
 

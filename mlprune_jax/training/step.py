@@ -29,6 +29,9 @@ def make_train_step(
     temperature: float = 1.0,
     teacher: TaskModel | None = None,
     distillation: Distillation | None = None,
+    accumulate: int = 1,
+    deterministic: bool = False,
+    out_shardings: Any = None,
 ) -> Step:
     """A jitted step ``(state, fixed, batch, key) -> (state, metrics)``; the old state's buffers are donated.
 
@@ -42,6 +45,9 @@ def make_train_step(
         temperature: of the thresholds' sigmoid.
         teacher: its model; ``fixed.teacher`` holds its parameters.
         distillation: loss weights; needed with a teacher.
+        accumulate: parts that a batch is taken in, one after the other; gradients and losses are the parts' means.
+        deterministic: forbid GPU operations whose sums depend on the order of threads; slower there, nothing elsewhere.
+        out_shardings: of the state and of the metrics; unset: as they come.
 
     Returns:
         The step; ``key`` is folded with the step's number for dropout.
@@ -64,9 +70,14 @@ def make_train_step(
             terms |= distillation_loss(outputs, target, batch["attention_mask"], distillation, model.kind)
         return sum(terms.values(), jnp.zeros(())), terms
 
+    gradients = jax.value_and_grad(loss, has_aux=True)
+
     def step(state: TrainState, fixed: Fixed, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
-        (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.trained, fixed, batch, key)
+        if accumulate == 1:
+            (value, terms), grads = gradients(state.trained, fixed, batch, key)
+        else:
+            (value, terms), grads = _mean_over_parts(partial(gradients, state.trained, fixed), batch, key, accumulate)
         norm = optax.tree.norm(grads)
         # Optax's Adam raises a float to the int32 step, which a user's strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
@@ -77,10 +88,28 @@ def make_train_step(
             lambda new, old: jnp.where(finite, new, old), (trained, opt_state), (state.trained, state.opt_state)
         )
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        metrics = {"loss": value, **terms, "grad_norm": norm, "skipped": skipped, **_penalty_metrics(opt_state)}
-        return TrainState(state.step + 1, skipped, trained, opt_state), metrics
+        in_all = state.skipped_in_all + (skipped > 0).astype(jnp.int32)
+        metrics = {"loss": value, **terms, "grad_norm": norm, "skipped": skipped, "skipped_in_all": in_all}
+        metrics |= _penalty_metrics(opt_state)
+        return TrainState(state.step + 1, skipped, in_all, trained, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    options = {"xla_gpu_deterministic_ops": True} if deterministic else None
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
+
+
+def _mean_over_parts(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> Any:
+    """Mean of ``gradients(part, key)`` over the parts of a batch, in the memory of one of them."""
+    # Part i takes the rows i, i + parts, ...: each device's rows stay on it.
+    split = {name: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+
+    def add(total: Any, inputs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        part, number = inputs
+        found = gradients(part, jax.random.fold_in(key, number))
+        return jax.tree.map(lambda so_far, new: so_far + new / parts, total, found), None
+
+    first = jax.tree.map(lambda x: x[0], split)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, first, key))
+    return jax.lax.scan(add, start, (split, jnp.arange(parts)))[0]
 
 
 def _penalty_metrics(opt_state: Any) -> dict[str, jax.Array]:

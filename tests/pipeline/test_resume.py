@@ -24,6 +24,7 @@ from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pipeline.verification import verify_folder
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.metrics import evaluate
+from mlprune_jax.training.speed import RATES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
@@ -61,9 +62,8 @@ def weights(folder):
 
 
 def metrics(folder):
-    timeless = ("seconds", "steps_per_second", "tokens_per_second")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in timeless} for line in lines]
+    return [{k: v for k, v in line.items() if k not in RATES} for line in lines]
 
 
 def kill_at(monkeypatch, at, error):

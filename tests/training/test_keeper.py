@@ -18,18 +18,20 @@ from mlprune_jax.training.checkpoint import Checkpoints
 from mlprune_jax.training.interrupt import StopRequest
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.loop import fit
+from mlprune_jax.training.mesh import Layout
+from mlprune_jax.training.speed import Meter
 from mlprune_jax.training.state import Fixed, TrainState
 
-STATE = TrainState(np.zeros((), np.int32), np.zeros((), np.int32), {}, ())
+STATE = TrainState(*[np.zeros((), np.int32)] * 3, {}, ())
 
 
 class Recorder(Checkpoints):
     """Checkpoints that only remember what they were asked."""
 
     def __init__(self):
-        self.newest, self.calls = None, []
+        self.newest, self.best, self.calls = None, None, []
 
-    def save(self, step, tree):
+    def save(self, step, tree, metric=None):
         self.newest = step
         self.calls.append(step)
 
@@ -93,10 +95,21 @@ def test_a_training_that_fails_leaves_no_save_under_way(tmp_path, monkeypatch):
 
     monkeypatch.setattr("mlprune_jax.training.checkpoint.write_manifest", slowly)
     keeper = Keeper(Checkpoints(tmp_path, identity={}, keep=2), steps=1, minutes=1e9)
-    state = TrainState(jnp.int32(0), jnp.int32(0), {}, ())
+    state = TrainState(*[jnp.int32(0)] * 3, {}, ())
     batches = [{"input_ids": np.zeros((1, 1), np.int32)}] * 2
     with pytest.raises(ZeroDivisionError):
-        fit(step, state, Fixed({}), batches, seed=0, log=log, log_every=2, keeper=keeper)
+        fit(
+            step,
+            state,
+            Fixed({}),
+            batches,
+            seed=0,
+            log=log,
+            log_every=2,
+            keeper=keeper,
+            layout=Layout(),
+            meter=Meter(),
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
 
 

@@ -1,0 +1,99 @@
+"""Several processes as one program: how they find each other, and what the first of them does for all."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mlprune_jax.errors import ConfigError, MLPruneError
+
+_log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+PATIENCE = 300
+"""Seconds until processes that have not found each other give up."""
+HEARTBEAT = 60
+"""Seconds after which a process that says nothing counts as dead; jax then ends the others."""
+TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MLPRUNE_PROCESSES")
+"""Where launchers say how many tasks they started; a Kubernetes JobSet's says it in the last (docs/schedulers.md)."""
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None, *, patience: int = PATIENCE) -> None:
+    """Make this process one of several, before jax computes anything.
+
+    Args:
+        coordinator: ``host:port`` of process 0, the same for all.
+        processes: how many there are.
+        process: which of them this is, from 0. All three unset: what SLURM, Open MPI or Kubernetes say, and nothing
+            where none of them started several tasks.
+        patience: seconds to wait for the others.
+
+    Raises:
+        ConfigError: only some of the three are given, or the processes did not find each other in time.
+    """
+    given = [value is not None for value in (coordinator, processes, process)]
+    if any(given) and not all(given):
+        raise ConfigError("--coordinator, --processes and --process belong together", hint="give all three, or none")
+    if not any(given) and not started_by_launcher():
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=patience,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=HEARTBEAT,
+        )
+    except (RuntimeError, ValueError, TypeError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"the processes did not find each other within {patience} s: {type(error).__name__}: {told}",
+            hint="see that all of them run, and that process 0's host and port can be reached from each",
+        ) from error
+
+
+def started_by_launcher() -> bool:
+    """Whether a launcher that jax knows started this process as one of several tasks."""
+    return any(os.environ.get(name, "1") not in ("", "1") for name in TASKS)
+
+
+def is_first() -> bool:
+    """Whether this process writes and reports: process 0, or the only one."""
+    return jax.process_index() == 0
+
+
+def first_alone(work: Callable[[], Result]) -> Result | None:
+    """Do ``work`` on the first process while the others wait; they get ``None``.
+
+    Raises:
+        MLPruneError: on the others, where ``work`` failed; the first raises what ``work`` raised.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result, failure = None, None
+    if is_first():
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+    failed = agree(int(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise MLPruneError("process 0 could not go on", hint="its own message says why")
+    return result
+
+
+def agree(value: int) -> int:
+    """The first process's value, on all of them."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))

@@ -1,0 +1,109 @@
+"""How fast a training goes: steps, tokens and model FLOP per second, utilisation of the devices, peak memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.pruning.density import encoder_size
+
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "TPU v6": 918e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 197e12,
+    "TPU v4": 275e12,
+}
+"""Dense bfloat16 FLOP per second by the vendors' data sheets, by a part of the device's kind; the first that fits."""
+
+RATES = (
+    "seconds",
+    "compile_seconds",
+    "steps_per_second",
+    "tokens_per_second",
+    "model_flops_per_second",
+    "model_flop_utilisation",
+)
+"""What `Meter.values` may hold."""
+
+Work = Callable[[int, int], float]
+
+
+def forward_flops(config: ModelConfig, rows: int, length: int) -> float:
+    """FLOP of the encoder's matrix products for ``rows`` sequences of ``length`` tokens; masked weights count fully."""
+    heads = sum(len(s.heads) if s.heads else config.num_attention_heads for s in config.layer_shapes)
+    projections = 2.0 * length * encoder_size(config, biases=False)
+    attention = 4.0 * length * length * heads * config.head_dim
+    return rows * (projections + attention)
+
+
+def step_work(student: ModelConfig, teacher: ModelConfig | None) -> Work:
+    """Model FLOP of a step by (rows, length): forward and twice that backward, and the teacher's forward.
+
+    What is computed twice by rematerialisation does not count, as usual for model FLOP utilisation.
+    """
+
+    def work(rows: int, length: int) -> float:
+        taught = 0.0 if teacher is None else forward_flops(teacher, rows, length)
+        return 3.0 * forward_flops(student, rows, length) + taught
+
+    return work
+
+
+class Meter:
+    """Counts what a loop does; calls that compile are left out of the rates.
+
+    Args:
+        work: model FLOP of a step by (rows, length); 0 where unset.
+        dtype: of the products; utilisation is known for bfloat16 alone.
+    """
+
+    def __init__(self, work: Work | None = None, dtype: str = "float32"):
+        self._work, self._dtype = work, dtype
+        self._started = time.perf_counter()
+        self._compiling, self._steps, self._tokens, self._flops = 0.0, 0, 0, 0.0
+        self._seen: set[tuple[int, ...]] = set()
+
+    def count(self, shape: tuple[int, ...], seconds: float) -> None:
+        """A step over token ids of ``shape``, whose call took ``seconds``: long only where it compiled."""
+        if shape not in self._seen:
+            self._seen.add(shape)
+            self._compiling += seconds
+            return
+        rows, length = shape
+        self._steps += 1
+        self._tokens += rows * length
+        self._flops += self._work(rows, length) if self._work else 0.0
+
+    def values(self) -> dict[str, float]:
+        """``seconds`` in all, ``compile_seconds``, and rates over the rest, for all devices together.
+
+        ``model_flop_utilisation`` is there where the devices' peak is known.
+        """
+        seconds = time.perf_counter() - self._started
+        busy = max(seconds - self._compiling, 1e-9)
+        rates = {"steps": float(self._steps), "tokens": float(self._tokens), "model_flops": self._flops}
+        values = {f"{name}_per_second": count / busy for name, count in rates.items() if count}
+        peak = _peak_flops(self._dtype)
+        if peak is not None and self._flops:
+            values["model_flop_utilisation"] = self._flops / busy / peak
+        return values | {"seconds": seconds, "compile_seconds": self._compiling}
+
+
+def peak_memory() -> int:
+    """Most bytes that were in use at once: of the first local device, or of the process where that is a CPU."""
+    stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+def _peak_flops(dtype: str) -> float | None:
+    kind = jax.devices()[0].device_kind
+    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
+    return peak * jax.device_count() if peak is not None and dtype == "bfloat16" else None
