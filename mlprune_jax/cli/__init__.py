@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import typer
 
-from mlprune_jax.cli import configs, models, runs
+from mlprune_jax.cli import configs, models, runs, sweeps
 
 app = typer.Typer(
     help="Make BERT-family encoders small and fast by learned structured pruning (MLPruning, in JAX).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (runs.demo, runs.prune, runs.resume):
+for command in (runs.demo, runs.prune, runs.resume, sweeps.sweep):
     app.command()(command)
 app.command("eval")(models.evaluate)
 for command in (models.inspect, models.verify, models.predict, models.bench):
