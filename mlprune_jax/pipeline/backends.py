@@ -21,6 +21,7 @@ from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError, MLPruneError, Preempted
 from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pipeline.run import resume, run
+from mlprune_jax.training.interrupt import SIGNALS
 
 POLL_SECONDS = 5.0
 ALIVE = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "SUSPENDED", "PREEMPTED")
@@ -98,7 +99,6 @@ class SlurmRun:
     def __call__(self, config: Path, workdir: Path, quiet: bool) -> dict[str, Any]:
         """Perform the run; warned by SLURM, save its state first and have submitit requeue the job then."""
         submitit = _imported("submitit")
-        _log_to_stderr(quiet)
         warned = []
 
         def stop(*_: object) -> None:
@@ -110,7 +110,7 @@ class SlurmRun:
 
         number = getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}")
         requeue = signal.signal(number, stop)
-        outcome = perform(config, workdir, quiet)
+        outcome = _perform_elsewhere(config, workdir, quiet)
         if warned and outcome["state"] == "stopped" and callable(requeue):
             requeue(number, None)  # submitit's handler, which ends this process
         return outcome
@@ -155,9 +155,12 @@ def on_ray(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
     """Tasks of Ray; asked to stop, those that run save their state first. Ray starts a task anew whose worker died."""
     ray = _imported("ray")
     if not ray.is_initialized():
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         ray.init(log_to_driver=not place.quiet)
+        for number, handler in handlers.items():  # Ray's own would end this process at once
+            signal.signal(number, handler)
     try:
-        task = ray.remote(perform).options(**place.resources)
+        task = ray.remote(_perform_elsewhere).options(**place.resources)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"ray: {error}", hint="--resource takes the options of a Ray task, such as num_gpus=1"
@@ -203,7 +206,8 @@ def _imported(name: str) -> ModuleType:
         raise ConfigError(f"this backend needs {name}: {error}", hint=f"pip install {name}") from error
 
 
-def _log_to_stderr(quiet: bool) -> None:
-    """A job's process has no command line that would do it."""
+def _perform_elsewhere(config: Path, workdir: Path, quiet: bool) -> dict[str, Any]:
+    """`perform` in a process of a scheduler, where no command line has set up the log."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("mlprune_jax").setLevel(logging.WARNING if quiet else logging.INFO)
+    return perform(config, workdir, quiet)
