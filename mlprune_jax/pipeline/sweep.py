@@ -14,7 +14,7 @@ from typing import Any
 
 from mlprune_jax.config.loading import dump_config, load_config
 from mlprune_jax.config.settings import RunConfig
-from mlprune_jax.errors import ConfigError, MLPruneError, Preempted
+from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
 from mlprune_jax.files import read_json, write_json, write_text
 from mlprune_jax.pipeline.backends import BACKENDS, Job, Place
 from mlprune_jax.pipeline.folder import LOCK, RunFolder
@@ -85,11 +85,15 @@ class _Book:
     def __init__(self, folder: Path, base: RunConfig):
         self.folder, self.file = folder, folder / "sweep.json"
         settings = base.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
+        self.content: dict[str, Any] = {"base": settings, "grids": [], "runs": {}}
         if self.file.is_file():
-            self.content = read_json(self.file)
-            self._check_same(settings)
-        else:
-            self.content = {"base": settings, "grids": [], "runs": {}}
+            stored = read_json(self.file)
+            if not stored.keys() >= self.content.keys():
+                raise IntegrityError(f"{self.file} is not what a sweep wrote", hint="sweep into another folder")
+            # Nothing has begun where the data's path was mistyped, say: the settings may still be mended.
+            if any((folder / "runs").glob("*")) or any(run.get("job") for run in stored["runs"].values()):
+                self.content = stored
+                self._check_same(settings)
         self.runs: dict[str, dict[str, Any]] = self.content["runs"]
 
     def _check_same(self, settings: dict[str, Any]) -> None:
@@ -107,7 +111,8 @@ class _Book:
         grid = {place: list(values) for place, values in axes.items()}
         if grid not in self.content["grids"]:
             self.content["grids"].append(grid)
-        (self.folder / "configs").mkdir(exist_ok=True)
+        for name in ("configs", "runs"):
+            (self.folder / name).mkdir(exist_ok=True)
         for run in runs:
             write_text(self._config(run.name), dump_config(run.config))
             self.runs.setdefault(run.name, {"settings": run.settings, "after": run.after, "state": "waiting"})
@@ -131,7 +136,7 @@ class _Book:
         if change["state"] != self.runs[name]["state"]:
             reason = f": {change['reason']}" if change.get("reason") else ""
             _log.info("%s: %s%s", name, change["state"], reason)
-        self.runs[name].update(change)
+        self.runs[name].update({"reason": None} | dict(change))
         write_json(self.file, self.content)
 
     def write_results(self) -> list[dict[str, Any]]:

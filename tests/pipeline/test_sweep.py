@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from mlprune_jax.cli import app
 from mlprune_jax.config.loading import dump_config, load_config
 from mlprune_jax.config.settings import RunConfig
-from mlprune_jax.errors import ConfigError, MLPruneError, Preempted
+from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
 from mlprune_jax.pipeline import backends
 from mlprune_jax.pipeline.sweep import sweep
 
@@ -96,6 +96,26 @@ def test_other_settings_are_refused_by_name(base, pretended, tmp_path):
     with pytest.raises(ConfigError, match=r"dense.epochs was 1.0 and is 2.0"):
         sweep(base, ["dense.epochs=2"], AXES, tmp_path / "s")
     sweep(base, ["log_every=7"], AXES, tmp_path / "s")
+
+
+def test_before_any_run_has_begun_settings_may_be_mended(base, pretended, tmp_path, monkeypatch):
+    def refused(config, workdir, *, command, quiet):
+        raise ConfigError("no such data")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backends, "run", refused)
+        with pytest.raises(MLPruneError, match="0 of 3 runs are finished"):
+            sweep(base, ["data=nowhere"], AXES, tmp_path / "s")
+    sweep(base, [], AXES, tmp_path / "s")
+    assert states(tmp_path / "s") == dict.fromkeys(NAMES, "finished")
+
+
+def test_a_damaged_book_is_refused(base, pretended, tmp_path):
+    sweep(base, [], AXES, tmp_path / "s")
+    for damage in ("{", "{}"):
+        (tmp_path / "s" / "sweep.json").write_text(damage)
+        with pytest.raises(IntegrityError, match=r"sweep\.json"):
+            sweep(base, [], AXES, tmp_path / "s")
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(base, pretended, tmp_path):
