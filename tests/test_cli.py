@@ -53,7 +53,7 @@ def pipeline(monkeypatch):
     return calls
 
 
-COMMANDS = ["demo", "prune", "resume", "eval", "inspect", "config"]
+COMMANDS = ["demo", "prune", "resume", "sweep", "eval", "inspect", "config"]
 
 
 def test_help_names_every_command(invoke):

@@ -1,0 +1,31 @@
+"""The command line: parses, delegates, and turns failures into one screen and an exit code.
+
+Only typer is imported here, so that ``mlprune --help`` answers at once; each command imports what it runs.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from mlprune_jax.cli import configs, models, runs, sweeps
+
+app = typer.Typer(
+    help="Make BERT-family encoders small and fast by learned structured pruning (MLPruning, in JAX).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (runs.demo, runs.prune, runs.resume, sweeps.sweep):
+    app.command()(command)
+app.command("eval")(models.evaluate)
+for command in (models.inspect, models.verify, models.predict, models.bench):
+    app.command()(command)
+
+config_app = typer.Typer(help="Check, show and describe config files.", no_args_is_help=True)
+for command in (configs.check, configs.show, configs.schema):
+    config_app.command()(command)
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """Run the command line; the exit codes are those of `mlprune_jax.errors`."""
+    app(prog_name="mlprune")

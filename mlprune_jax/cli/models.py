@@ -1,0 +1,141 @@
+"""Commands on finished models: evaluate, look into, check, predict, time."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mlprune_jax.cli.options import Debug, DType, Folder, Implementation, Json, Offline, Quiet, numbers
+from mlprune_jax.cli.perform import Switches, perform
+from mlprune_jax.errors import ConfigError
+
+
+def evaluate(
+    folder: Folder,
+    data: Annotated[str | None, typer.Option(metavar="FOLDER", help="The task's data; the run's otherwise.")] = None,
+    split: Annotated[str, typer.Option(help="Which part of the data.")] = "dev",
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in one step.")] = 64,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    offline: Offline = False,
+    debug: Debug = False,
+) -> None:
+    """Evaluate a finished model, dense or pruned, on any data of its task."""
+
+    def work() -> dict[str, Any]:
+        from mlprune_jax.pipeline import evaluation
+
+        return evaluation.evaluate_folder(folder, data=data, split=split, batch_size=batch_size, offline=offline)
+
+    perform(work, Switches(as_json, quiet, offline, debug))
+
+
+def inspect(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
+    """Show what a model keeps, layer by layer."""
+
+    def work() -> dict[str, Any]:
+        from mlprune_jax.pipeline import evaluation
+
+        return evaluation.inspect_folder(folder)
+
+    perform(work, Switches(as_json, offline=True, debug=debug))
+
+
+def verify(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
+    """See that every file of a run, its checkpoints included, is what was written."""
+
+    def work() -> dict[str, Any]:
+        from mlprune_jax.pipeline.verification import verify_folder
+
+        return verify_folder(folder)
+
+    perform(work, Switches(as_json, offline=True, debug=debug))
+
+
+def predict(
+    folder: Folder,
+    source: Annotated[
+        str, typer.Option("--input", "-i", metavar="FILE", help="tsv, csv or jsonl; - reads standard input.")
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="jsonl; - writes standard output.")
+    ] = "-",
+    table_format: Annotated[
+        str | None, typer.Option("--format", help="tsv, csv or jsonl; the file's ending else.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of the texts, a,b for pairs; the task's otherwise.")
+    ] = None,
+    skip_damaged: Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged lines out, and say so.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Texts in one step.")] = 32,
+    seq: Annotated[str | None, typer.Option(help="Lengths in tokens, 32,128 say; those of training if unset.")] = None,
+    dtype: DType = None,
+    implementation: Implementation = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Predict for every row of a table, as it comes in, one JSON object a line."""
+    to_stdout = output == "-"
+    streams = (_text_input() if source == "-" else Path(source), sys.stdout if to_stdout else Path(output))
+
+    def work() -> dict[str, Any] | None:
+        from mlprune_jax.inference.predict import predict_file
+
+        count = predict_file(
+            folder,
+            *streams,
+            table_format=table_format,
+            columns=tuple(name.strip() for name in columns.split(",")) if columns else None,
+            skip_damaged=skip_damaged,
+            batch_size=batch_size,
+            lengths=numbers(seq, "--seq") if seq else None,
+            dtype=dtype,
+            implementation=implementation,
+        )
+        return None if to_stdout else {"predictions": count, "output": output}
+
+    perform(work, Switches(quiet=quiet, offline=True, debug=debug))
+
+
+def bench(
+    folder: Annotated[Path | None, typer.Argument(metavar="RUN_OR_FOLDER", help="A finished model.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,32",
+    seq: Annotated[str, typer.Option(help="Lengths in tokens.")] = "128",
+    dtype: DType = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each variant.")] = 10,
+    implementation: Implementation = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="First measure this device's cost table.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON file; a run's own bench.json else.")
+    ] = None,
+    why: Annotated[bool, typer.Option("--why", help="Also show how each matrix runs, and why.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Time a model: dense original, shrunk, and block-sparse side by side; with --calibrate, the device's products."""
+
+    def work() -> dict[str, Any]:
+        from mlprune_jax.inference import bench as benching
+
+        if folder is None and not calibrate:
+            raise ConfigError("nothing to time", hint="name a finished model, or pass --calibrate")
+        result = {"table": str(benching.calibrate_device())} if calibrate else {}
+        if folder is None:
+            return result
+        batches, lengths = (numbers(text, name) for text, name in ((batch, "--batch"), (seq, "--seq")))
+        result |= benching.bench_to_file(
+            folder, output, batches=batches, lengths=lengths, dtype=dtype, rounds=rounds, implementation=implementation
+        )
+        return result if as_json or why else {name: value for name, value in result.items() if name != "decisions"}
+
+    perform(work, Switches(as_json, quiet, offline=True, debug=debug))
+
+
+def _text_input() -> io.TextIOWrapper:
+    """Standard input as files are read: strict UTF-8 with or without a mark, whatever the locale."""
+    return io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="strict", newline="\n")

@@ -1,0 +1,213 @@
+"""Where the runs of a sweep are performed: one after another here, as jobs of SLURM, or as tasks of Ray.
+
+A backend takes jobs and gives events, ``(name, what changed)``, while they begin and end. Whoever performs a run
+resumes it where its folder holds one, so that performing it twice does no harm.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from mlprune_jax.config.loading import load_config
+from mlprune_jax.config.settings import RunConfig
+from mlprune_jax.errors import ConfigError, MLPruneError, Preempted
+from mlprune_jax.pipeline.folder import RunFolder
+from mlprune_jax.pipeline.run import resume, run
+from mlprune_jax.training.interrupt import SIGNALS
+
+POLL_SECONDS = 5.0
+ALIVE = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "SUSPENDED", "PREEMPTED")
+"""States of SLURM jobs that are still to be waited for."""
+
+Event = tuple[str, dict[str, Any]]
+
+
+class Job(NamedTuple):
+    """A run to perform.
+
+    Attributes:
+        name: of the run.
+        config: its YAML file.
+        workdir: its folder.
+        submitted: id of the job that was submitted for it earlier, if any.
+    """
+
+    name: str
+    config: Path
+    workdir: Path
+    submitted: str | None = None
+
+
+class Place(NamedTuple):
+    """What all jobs of a sweep share.
+
+    Attributes:
+        logs: folder for what the scheduler's jobs write.
+        resources: passed on to the scheduler as they are.
+        quiet: show no progress.
+        stopping: whether the sweep was asked to stop.
+    """
+
+    logs: Path
+    resources: Mapping[str, Any]
+    quiet: bool
+    stopping: Callable[[], bool]
+
+
+def perform(config: Path, workdir: Path, quiet: bool) -> dict[str, Any]:
+    """Start a run, or resume it where its folder holds one, and say how it ended: nothing is raised but by signals."""
+    try:
+        if RunFolder(workdir).resolved.is_file():
+            resume(workdir, quiet=quiet)
+        else:
+            command = shlex.join(["mlprune", "prune", "--config", str(config), "-o", str(workdir)])
+            run(load_config(RunConfig, config), workdir, command=command, quiet=quiet)
+    except Preempted as error:
+        return {"state": "stopped", "reason": error.message}
+    except MLPruneError as error:
+        return {"state": "failed", "reason": error.message}
+    except Exception as error:  # a defect that one run meets is no reason to end the others
+        return {"state": "failed", "reason": _one_line(error)}
+    return {"state": "finished", "reason": None}
+
+
+def on_this_machine(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
+    """One run after another in this process."""
+    if place.resources:
+        raise ConfigError("--resource is for schedulers", hint="leave it out, or choose --backend slurm or ray")
+    for job in jobs:
+        if place.stopping():
+            return
+        yield job.name, {"state": "running"}
+        outcome = perform(job.config, job.workdir, place.quiet)
+        yield job.name, outcome
+        if outcome["state"] == "stopped":  # the signal went to the run
+            return
+
+
+class SlurmRun:
+    """What a job does; submitit requeues a job that can say, as ``checkpoint``, what it does the next time."""
+
+    def __call__(self, config: Path, workdir: Path, quiet: bool) -> dict[str, Any]:
+        """Perform the run; warned by SLURM, save its state first and have submitit requeue the job then."""
+        submitit = _imported("submitit")
+        warned = []
+
+        def stop(*_: object) -> None:
+            # Not a second SIGTERM, which ends a run at once: the run's own handler, as long as it waits for a first.
+            warned.append(True)
+            handler = signal.getsignal(signal.SIGTERM)
+            if callable(handler):
+                handler(signal.SIGTERM, None)
+
+        number = getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}")
+        requeue = signal.signal(number, stop)
+        outcome = _perform_elsewhere(config, workdir, quiet)
+        if warned and outcome["state"] == "stopped" and callable(requeue):
+            requeue(number, None)  # submitit's handler, which ends this process
+        return outcome
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """The same again: the run's folder says where to go on."""
+        return _imported("submitit").helpers.DelayedSubmission(self, *arguments)
+
+
+def on_slurm(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
+    """A job array through submitit; jobs that an earlier sweep submitted and that are alive are waited for."""
+    submitit = _imported("submitit")
+    resources = dict(place.resources)
+    cluster = resources.pop("cluster", "slurm")
+    kinds = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}
+    if cluster not in kinds:
+        raise ConfigError(f"--resource cluster takes {' or '.join(kinds)}, got {cluster!r}")
+    earlier = {job.name: kinds[cluster](place.logs, job.submitted) for job in jobs if job.submitted}
+    waiting = {name: job for name, job in earlier.items() if job.state in ALIVE}
+    new = [job for job in jobs if job.name not in waiting]
+    try:
+        executor = submitit.AutoExecutor(place.logs, cluster=cluster, slurm_max_num_timeout=1000)
+        executor.update_parameters(**{"name": "mlprune"} | resources)
+    except (RuntimeError, NameError, AssertionError, TypeError) as error:
+        raise ConfigError(
+            f"submitit: {error}", hint="--resource takes submitit's names, such as timeout_min=60"
+        ) from error
+    if new:
+        columns = zip(*((job.config, job.workdir, place.quiet) for job in new), strict=True)
+        submitted = executor.map_array(SlurmRun(), *columns)
+        waiting |= {job.name: handle for job, handle in zip(new, submitted, strict=True)}
+    for name, handle in waiting.items():
+        yield name, {"state": "running", "job": str(handle.job_id)}
+    while waiting and not place.stopping():
+        for name in [name for name, handle in waiting.items() if handle.done()]:
+            yield name, _outcome(waiting.pop(name).result) | {"job": None}
+        if waiting:
+            time.sleep(POLL_SECONDS)
+
+
+def on_ray(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
+    """Tasks of Ray; asked to stop, those that run save their state first. Ray starts a task anew whose worker died."""
+    ray = _imported("ray")
+    if not ray.is_initialized():
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        ray.init(log_to_driver=not place.quiet)
+        for number, handler in handlers.items():  # Ray's own would end this process at once
+            signal.signal(number, handler)
+    try:
+        task = ray.remote(_perform_elsewhere).options(**place.resources)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"ray: {error}", hint="--resource takes the options of a Ray task, such as num_gpus=1"
+        ) from error
+    waiting = {task.remote(job.config, job.workdir, place.quiet): job.name for job in jobs}
+    for name in waiting.values():
+        yield name, {"state": "running"}
+    cancelled = False
+    while waiting:
+        if place.stopping() and not cancelled:
+            cancelled = True
+            for reference in waiting:
+                ray.cancel(reference)
+        for reference in ray.wait(list(waiting), num_returns=1, timeout=POLL_SECONDS)[0]:
+            outcome = _outcome(lambda reference=reference: ray.get(reference))
+            if cancelled and outcome["state"] == "failed":
+                outcome = {"state": "stopped", "reason": "cancelled, as asked"}
+            yield waiting.pop(reference), outcome
+
+
+BACKENDS = {"local": on_this_machine, "slurm": on_slurm, "ray": on_ray}
+
+
+def _outcome(result: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a job elsewhere returned; one that died has failed."""
+    try:
+        return result()
+    except Exception as error:
+        return {"state": "failed", "reason": _one_line(error)}
+
+
+def _one_line(error: Exception) -> str:
+    """An error by its last line: schedulers' hold the whole traceback of the job."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:300]
+
+
+def _imported(name: str) -> ModuleType:
+    """A scheduler's package, which is imported where it is used."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"this backend needs {name}: {error}", hint=f"pip install {name}") from error
+
+
+def _perform_elsewhere(config: Path, workdir: Path, quiet: bool) -> dict[str, Any]:
+    """`perform` in a process of a scheduler, where no command line has set up the log."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("mlprune_jax").setLevel(logging.WARNING if quiet else logging.INFO)
+    return perform(config, workdir, quiet)

@@ -1,0 +1,146 @@
+"""The runs of a sweep: every combination of some settings' values, and the dense stages that they share.
+
+The dense stage depends on nothing under ``prune`` and ``distillation``, so runs that differ in those alone begin with
+the same one. It becomes a run of its own, and the others start from its final model: every stage that follows draws its
+seeds from (seed, stage, step) and reads the dense model from a folder anyhow, so their weights are those of whole runs,
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlprune_jax.config.loading import load_config
+from mlprune_jax.config.settings import BlockStage, HeadRowStage, Prune, RunConfig
+from mlprune_jax.config.yaml_text import read_yaml
+from mlprune_jax.errors import ConfigError
+
+Axes = Mapping[str, Sequence[Any]]
+"""The values of each varied setting, by its place: ``{"prune.density": [0.5, 0.2], "seed": [0, 1]}``."""
+
+DENSITY, SEED = "prune.density", "seed"
+NOT_OF_DENSE = ("prune", "distillation")
+
+
+class SweepRun(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder.
+        settings: what the sweep sets for it, by place.
+        config: all of its settings.
+        after: the run whose dense model it starts from, if it shares one.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    config: RunConfig
+    after: str | None
+
+
+def read_values(text: str, option: str) -> list[Any]:
+    """``"0.5,0.3"`` as values, each in YAML.
+
+    Raises:
+        ConfigError: it holds none, or is no YAML.
+    """
+    values = read_yaml(f"[{text}]", source=f"{option} {text}")
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"{option} takes values with commas between, got {text!r}")
+    return values
+
+
+def read_axes(base: RunConfig, densities: str | None, seeds: str | None, vary: Sequence[str]) -> dict[str, list[Any]]:
+    """The varied settings of a command line; density and seed are always among them, the config's own if not given.
+
+    Raises:
+        ConfigError: a setting is given twice, or an option cannot be read.
+    """
+    axes: dict[str, list[Any]] = {}
+    given = [(DENSITY, "--densities", densities), (SEED, "--seeds", seeds)]
+    for text in vary:
+        place, equals, values = text.partition("=")
+        if not (place.strip() and equals):
+            raise ConfigError(f"cannot read --vary {text!r}", hint="write --vary place.of.key=value,value")
+        given.append((place.strip(), "--vary", values))
+    for place, option, text in given:
+        if text is None:
+            continue
+        if place in axes:
+            raise ConfigError(f"{place} is varied twice", hint="name all of its values in one option")
+        axes[place] = read_values(text, option)
+    return {DENSITY: [base.prune.density], SEED: [base.seed]} | axes
+
+
+def expand(file: Path | None, overrides: Sequence[str], axes: Axes, runs_folder: Path) -> list[SweepRun]:
+    """Every combination as a run, each shared dense stage before the runs that start from it.
+
+    Args:
+        file, overrides: the settings that all runs have in common, as `load_config` takes them.
+        axes: the values of each varied setting.
+        runs_folder: where the runs' folders will lie.
+
+    Raises:
+        ConfigError: a combination is no valid config, or two have the same name.
+    """
+    runs: dict[str, SweepRun] = {}
+    for values in itertools.product(*axes.values()):
+        settings = dict(zip(axes, values, strict=True))
+        config = load_config(RunConfig, file, [*overrides, *(f"{p}={json.dumps(v)}" for p, v in settings.items())])
+        name, after = _name(settings), None
+        dense = dense_alone(config)
+        if dense is not None:
+            of_dense = {place: v for place, v in settings.items() if place.partition(".")[0] not in NOT_OF_DENSE}
+            after = f"dense_{_name(of_dense)}"
+            _add(runs, SweepRun(after, of_dense, dense, None))
+            config = after_dense(config, runs_folder / after)
+        _add(runs, SweepRun(name, settings, config, after))
+    return sorted(runs.values(), key=lambda run: run.after is not None)
+
+
+def dense_alone(config: RunConfig) -> RunConfig | None:
+    """The run that is only the dense stage of ``config``; None where there is nothing to share."""
+    stages = (config.prune.heads_rows, config.prune.blocks)
+    if not config.dense.enabled or not any(stage.enabled for stage in stages):
+        return None
+    if config.geometry is not None and any("pretrained" in (s.start_from, s.teacher) for s in stages):
+        # "pretrained" is then the model before the dense stage, and a fresh one lies in no folder to name instead.
+        return None
+    nothing = Prune(density=1.0, heads_rows=HeadRowStage(enabled=False), blocks=BlockStage(enabled=False))
+    return config.model_copy(update={"prune": nothing, "distillation": None})
+
+
+def after_dense(config: RunConfig, dense: Path) -> RunConfig:
+    """``config`` from the final model of its dense stage's run on; "pretrained" stays the model before that stage."""
+    before = Path(config.model).expanduser()
+    pretrained = str(before.resolve()) if before.exists() else config.model
+    stages = {}
+    for name, stage in (("heads_rows", config.prune.heads_rows), ("blocks", config.prune.blocks)):
+        named = {use: pretrained for use in ("start_from", "teacher") if getattr(stage, use) == "pretrained"}
+        stages[name] = stage.model_copy(update=named)
+    dense = dense.resolve()
+    return config.model_copy(
+        update={
+            "model": str(dense / "final"),
+            "data": str(dense / "demo") if config.geometry is not None else config.data,
+            "geometry": None,
+            "dense": config.dense.model_copy(update={"enabled": False}),
+            "prune": config.prune.model_copy(update=stages),
+        }
+    )
+
+
+def _add(runs: dict[str, SweepRun], run: SweepRun) -> None:
+    if runs.setdefault(run.name, run).config != run.config:
+        raise ConfigError(f"two different runs would be named {run.name}", hint="write one of the values differently")
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    """``density-0.5_seed-0_blocks.shape-16x16``: a folder's name that says what the sweep set."""
+    parts = (f"{place.removeprefix('prune.')}-{value}" for place, value in settings.items())
+    return re.sub(r"[^\w.+-]+", "-", "_".join(parts))

@@ -1,0 +1,190 @@
+"""One config at several densities, seeds or other settings, one folder a run; started again, it does what is missing.
+
+``sweep.json`` (what was asked, and each run's state), ``sweep.jsonl`` (a line of results a run),
+``configs/<run>.yaml``, ``runs/<run>/``, and ``jobs/`` with what schedulers write.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlprune_jax.config.loading import dump_config, load_config
+from mlprune_jax.config.settings import RunConfig
+from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
+from mlprune_jax.files import read_json, write_json, write_text
+from mlprune_jax.pipeline.backends import BACKENDS, Job, Place
+from mlprune_jax.pipeline.folder import LOCK, RunFolder
+from mlprune_jax.pipeline.grid import Axes, SweepRun, expand
+from mlprune_jax.pipeline.run import FREE_TO_CHANGE
+from mlprune_jax.training.interrupt import StopRequest
+
+_log = logging.getLogger(__name__)
+
+
+def sweep(
+    file: Path | None,
+    overrides: Sequence[str],
+    axes: Axes,
+    folder: Path,
+    *,
+    backend: str = "local",
+    resources: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Perform every combination of the axes' values; finished runs are skipped, stopped ones resumed.
+
+    Args:
+        file, overrides: the settings that all runs have in common, as `load_config` takes them.
+        axes: the values of each varied setting, as `read_axes` gives them.
+        folder: new, empty, or of an earlier sweep of the same settings, which then gets the runs that it lacks.
+        backend: "local", "slurm" or "ray".
+        resources: what a job of a scheduler gets, in the scheduler's own names.
+        quiet: show no progress.
+
+    Returns:
+        ``{"folder", "runs": a record of each run}``, earlier sweeps' included.
+
+    Raises:
+        ConfigError: wrong settings, or a folder of something else.
+        Preempted: a stop was asked for, or a job was stopped; the same call goes on.
+        MLPruneError: runs failed; the others are finished.
+    """
+    base = load_config(RunConfig, file, overrides)
+    runs = expand(file, overrides, axes, folder / "runs")
+    _check_folder(folder)
+    with RunFolder(folder).locked(), StopRequest() as stopping:
+        book = _Book(folder, base)
+        book.add(axes, runs)
+        place = Place(folder / "jobs", resources or {}, quiet, stopping)
+        # The shared dense stages first: the others start from their models.
+        for wave in ([run for run in runs if run.after is None], [run for run in runs if run.after is not None]):
+            for name, change in BACKENDS[backend](book.to_do(wave), place):
+                book.note(name, change)
+            if stopping() or any(book.runs[run.name]["state"] == "stopped" for run in wave):
+                break
+        records = book.write_results()
+    _raise_unfinished(folder, [book.runs[run.name] | {"run": run.name} for run in runs], asked=stopping())
+    return {"folder": str(folder), "runs": records}
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder of something else before a lock is put into it."""
+    if not folder.exists() or (folder / "sweep.json").is_file():
+        return
+    if not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()):
+        raise ConfigError(f"{folder} holds no sweep and is not empty", hint="choose another folder with -o")
+
+
+class _Book:
+    """A sweep's folder: its runs, their states, and the files that say so."""
+
+    def __init__(self, folder: Path, base: RunConfig):
+        self.folder, self.file = folder, folder / "sweep.json"
+        settings = base.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
+        self.content: dict[str, Any] = {"base": settings, "grids": [], "runs": {}}
+        if self.file.is_file():
+            stored = read_json(self.file)
+            if not stored.keys() >= self.content.keys():
+                raise IntegrityError(f"{self.file} is not what a sweep wrote", hint="sweep into another folder")
+            # Nothing has begun where the data's path was mistyped, say: the settings may still be mended.
+            if any((folder / "runs").glob("*")) or any(run.get("job") for run in stored["runs"].values()):
+                self.content = stored
+                self._check_same(settings)
+        self.runs: dict[str, dict[str, Any]] = self.content["runs"]
+
+    def _check_same(self, settings: dict[str, Any]) -> None:
+        now, then = _flat(settings), _flat(self.content["base"])
+        changed = sorted(place for place in now.keys() | then.keys() if now.get(place) != then.get(place))
+        if changed:
+            told = ", ".join(f"{place} was {then.get(place)!r} and is {now.get(place)!r}" for place in changed[:5])
+            raise ConfigError(
+                f"{self.folder} is a sweep of other settings: {told}",
+                hint="sweep into another folder, or give the settings as they were and vary them with --vary",
+            )
+
+    def add(self, axes: Axes, runs: Sequence[SweepRun]) -> None:
+        """Enter runs that are not there yet, and write every run's config."""
+        grid = {place: list(values) for place, values in axes.items()}
+        if grid not in self.content["grids"]:
+            self.content["grids"].append(grid)
+        for name in ("configs", "runs"):
+            (self.folder / name).mkdir(exist_ok=True)
+        for run in runs:
+            write_text(self._config(run.name), dump_config(run.config))
+            self.runs.setdefault(run.name, {"settings": run.settings, "after": run.after, "state": "waiting"})
+        write_json(self.file, self.content)
+
+    def to_do(self, runs: Sequence[SweepRun]) -> list[Job]:
+        """Those that are not finished and can begin; the others' states are noted."""
+        jobs = []
+        for run in runs:
+            if RunFolder(self._workdir(run.name)).summary.is_file():
+                self.note(run.name, {"state": "finished", "reason": None, "job": None})
+            elif run.after is not None and self.runs[run.after]["state"] != "finished":
+                self.note(run.name, {"state": "failed", "reason": f"needs {run.after}, which failed"})
+            else:
+                config, workdir = self._config(run.name).resolve(), self._workdir(run.name).resolve()
+                jobs.append(Job(run.name, config, workdir, self.runs[run.name].get("job")))
+        return jobs
+
+    def note(self, name: str, change: Mapping[str, Any]) -> None:
+        """Note what changed of a run, at once in ``sweep.json``."""
+        if change["state"] != self.runs[name]["state"]:
+            reason = f": {change['reason']}" if change.get("reason") else ""
+            _log.info("%s: %s%s", name, change["state"], reason)
+        self.runs[name].update({"reason": None} | dict(change))
+        write_json(self.file, self.content)
+
+    def write_results(self) -> list[dict[str, Any]]:
+        """A record of each run; those with results become the lines of ``sweep.jsonl``."""
+        records = [self._record(name) for name in self.runs]
+        lines = [json.dumps(record) + "\n" for record in records if record["state"] == "finished"]
+        write_text(self.folder / "sweep.jsonl", "".join(lines))
+        return records
+
+    def _record(self, name: str) -> dict[str, Any]:
+        known = {"run": name, "state": self.runs[name]["state"], "settings": self.runs[name]["settings"]}
+        if known["state"] != "finished":
+            return known
+        summary = read_json(RunFolder(self._workdir(name)).summary)
+        final = summary["final"]
+        return known | {
+            "task": summary["task"],
+            "metric": summary["metric"],
+            "value": final[summary["metric"]],
+            "density": final["density"]["encoder"],
+            "linear_density": final["density"]["linear"],
+            "seconds": summary["seconds"],
+        }
+
+    def _config(self, name: str) -> Path:
+        return self.folder / "configs" / f"{name}.yaml"
+
+    def _workdir(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+
+def _raise_unfinished(folder: Path, runs: Sequence[Mapping[str, Any]], *, asked: bool) -> None:
+    """Say what of this call's runs is not finished, and why."""
+    missing = [run for run in runs if run["state"] != "finished"]
+    done = f"{len(runs) - len(missing)} of {len(runs)} runs are finished"
+    if missing and (asked or any(run["state"] == "stopped" for run in missing)):
+        raise Preempted(f"the sweep in {folder} was stopped; {done}", hint="go on with the same command")
+    if missing:
+        told = "\n".join(f"  {run['run']}: {run.get('reason')}" for run in missing)
+        raise MLPruneError(f"{done} in {folder}; failed:\n{told}", hint="the same command tries these again")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted places."""
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,118 @@
+"""Which runs a sweep has, what they are called, and that a shared dense stage changes nothing."""
+
+import pytest
+
+from mlprune_jax import pipeline
+from mlprune_jax.config.loading import dump_config
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.pipeline.grid import after_dense, dense_alone, expand, read_axes, read_values
+
+AXES = {"prune.density": [0.5, 0.4], "seed": [0, 1]}
+
+
+@pytest.fixture
+def base(tiny, tmp_path):
+    path = tmp_path / "base.yaml"
+    path.write_text(dump_config(tiny.config()))
+    return path
+
+
+def names(runs):
+    return [run.name for run in runs]
+
+
+def test_every_combination_after_the_dense_stages(base, tmp_path):
+    runs = expand(base, [], AXES, tmp_path)
+    assert names(runs) == [
+        "dense_seed-0",
+        "dense_seed-1",
+        "density-0.5_seed-0",
+        "density-0.5_seed-1",
+        "density-0.4_seed-0",
+        "density-0.4_seed-1",
+    ]
+    assert [run.after for run in runs[2:]] == ["dense_seed-0", "dense_seed-1"] * 2
+    assert [(run.config.prune.density, run.config.seed) for run in runs[2:]] == [(0.5, 0), (0.5, 1), (0.4, 0), (0.4, 1)]
+
+
+def test_settings_of_pruning_share_a_dense_stage_and_others_do_not(base, tmp_path):
+    axes = {"seed": [0], "prune.blocks.shape": ["8x8", "16x16"], "distillation.temperature": [1.0, 2.0]}
+    runs = expand(base, [], axes | {"dense.learning_rate": [1e-3, 1e-4]}, tmp_path)
+    assert names(runs)[:2] == ["dense_seed-0_dense.learning_rate-0.001", "dense_seed-0_dense.learning_rate-0.0001"]
+    assert len(runs) == 2 + 8
+    assert runs[2].name == "seed-0_blocks.shape-8x8_distillation.temperature-1.0_dense.learning_rate-0.001"
+
+
+def test_without_a_dense_stage_nothing_is_shared(base, tmp_path):
+    assert names(expand(base, ["dense.enabled=false"], {"seed": [3]}, tmp_path)) == ["seed-3"]
+    alone = ["prune.heads_rows.enabled=false", "prune.blocks.enabled=false"]
+    assert names(expand(base, alone, {"seed": [3]}, tmp_path)) == ["seed-3"]
+
+
+def test_pretrained_stays_the_model_before_the_dense_stage(tiny, tmp_path):
+    stage = tiny.settings["dense"]
+    config = tiny.config(
+        prune={"heads_rows": {**stage, "start_from": "pretrained"}, "blocks": {**stage, "teacher": "dense"}}
+    )
+    shared = after_dense(config, tmp_path / "dense")
+    assert shared.model == str(tmp_path / "dense" / "final")
+    assert shared.prune.heads_rows.start_from == str(tiny.model)
+    assert (shared.prune.heads_rows.teacher, shared.prune.blocks.teacher) == (None, "dense")
+
+
+def test_a_fresh_pretrained_model_cannot_be_named_so_nothing_is_shared(tiny):
+    fresh = dict(model="demo", data="demo", geometry={"hidden_size": 32, "num_attention_heads": 4})
+    assert dense_alone(tiny.config(**fresh)) is not None
+    assert dense_alone(tiny.config(**fresh, prune={"heads_rows": {"start_from": "pretrained"}})) is None
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"prune.density": [0.5, 2]}, "prune.density: should be less than or equal to 1, got 2"),
+        ({"seed": [0], "prune.nothing": [1]}, "prune.nothing: unknown key"),
+        ({"seed": [0], "prune.heads_rows.teacher": ["a/b", "a-b"]}, "would be named"),
+    ],
+)
+def test_what_cannot_run_is_refused_at_once(base, tmp_path, axes, message):
+    with pytest.raises(ConfigError, match=message):
+        expand(base, [], axes, tmp_path)
+
+
+def test_values_are_yaml():
+    assert read_values("0.5,1e-3, 16x16,[0.0, 0.6],null", "--vary") == [0.5, 1e-3, "16x16", [0.0, 0.6], None]
+    for text in ("", "[", "a: b: c"):
+        with pytest.raises(ConfigError, match="--seeds"):
+            read_values(text, "--seeds")
+
+
+def test_axes_of_a_command_line(tiny):
+    config = tiny.config(seed=7)
+    assert read_axes(config, None, None, []) == {"prune.density": [0.4], "seed": [7]}
+    assert read_axes(config, "0.5", "0,1", ["prune.blocks.shape=8x8"]) == {
+        "prune.density": [0.5],
+        "seed": [0, 1],
+        "prune.blocks.shape": ["8x8"],
+    }
+    with pytest.raises(ConfigError, match="seed is varied twice"):
+        read_axes(config, None, "0", ["seed=1"])
+    with pytest.raises(ConfigError, match="cannot read --vary"):
+        read_axes(config, None, None, ["seed"])
+
+
+@pytest.mark.slow
+def test_a_shared_dense_stage_gives_the_weights_of_a_whole_run(tiny, tmp_path):
+    """Step 1 starts from the dense model and step 2 from the pretrained one, so that both are seen to be the same."""
+    stage = tiny.settings["dense"]
+    prune = {
+        "density": 0.4,
+        "heads_rows": {**stage, "recover": 0.0},
+        "blocks": {**stage, "shape": "8x8", "recover": 0.0, "start_from": "pretrained"},
+    }
+    config = tiny.config(prune=prune)
+    pipeline.run(config, tmp_path / "whole", quiet=True)
+    pipeline.run(dense_alone(config), tmp_path / "dense", quiet=True)
+    pipeline.run(after_dense(config, tmp_path / "dense"), tmp_path / "shared", quiet=True)
+    for file in ("stages/heads_rows/model", "stages/blocks/model", "final/model", "final/masks"):
+        whole, shared = ((tmp_path / run / f"{file}.safetensors").read_bytes() for run in ("whole", "shared"))
+        assert whole == shared, file

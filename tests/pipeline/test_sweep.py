@@ -1,0 +1,192 @@
+"""A sweep's bookkeeping, with runs that only pretend; `test_grid` trains."""
+
+import json
+import os
+import signal
+
+import pytest
+from typer.testing import CliRunner
+
+from mlprune_jax.cli import app
+from mlprune_jax.config.loading import dump_config, load_config
+from mlprune_jax.config.settings import RunConfig
+from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
+from mlprune_jax.pipeline import backends
+from mlprune_jax.pipeline.sweep import sweep
+
+AXES = {"prune.density": [0.5, 0.4], "seed": [0]}
+NAMES = ["dense_seed-0", "density-0.5_seed-0", "density-0.4_seed-0"]
+
+
+@pytest.fixture
+def base(tiny, tmp_path):
+    path = tmp_path / "base.yaml"
+    path.write_text(dump_config(tiny.config()))
+    return path
+
+
+class Pretended:
+    """Stands in for the pipeline: records what it is asked for, and writes what a finished run leaves."""
+
+    def __init__(self):
+        self.made = []
+        self.failures = {}
+
+    def run(self, config, workdir, *, command, quiet):
+        self._end("run", workdir, config)
+
+    def resume(self, workdir, *, quiet):
+        self._end("resume", workdir, load_config(RunConfig, workdir / "config.resolved.yaml"))
+
+    def _end(self, how, workdir, config):
+        self.made.append((how, workdir.name))
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.resolved.yaml").write_text(dump_config(config))
+        if workdir.name in self.failures:
+            raise self.failures[workdir.name]
+        density = {"encoder": config.prune.density, "linear": config.prune.density}
+        final = {"accuracy": 0.75, "density": density}
+        summary = {"task": "demo", "metric": "accuracy", "final": final, "seconds": 1.5}
+        (workdir / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    double = Pretended()
+    monkeypatch.setattr(backends, "run", double.run)
+    monkeypatch.setattr(backends, "resume", double.resume)
+    return double
+
+
+def states(folder):
+    return {name: run["state"] for name, run in json.loads((folder / "sweep.json").read_text())["runs"].items()}
+
+
+def test_every_run_is_made_and_reported(base, pretended, tmp_path):
+    told = sweep(base, [], AXES, tmp_path / "s")
+    assert pretended.made == [("run", name) for name in NAMES]
+    assert states(tmp_path / "s") == dict.fromkeys(NAMES, "finished")
+    assert [(run["run"], run["value"], run["density"], run["seconds"]) for run in told["runs"]] == [
+        ("dense_seed-0", 0.75, 1.0, 1.5),
+        ("density-0.5_seed-0", 0.75, 0.5, 1.5),
+        ("density-0.4_seed-0", 0.75, 0.4, 1.5),
+    ]
+    lines = (tmp_path / "s" / "sweep.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == told["runs"]
+    stored = load_config(RunConfig, tmp_path / "s" / "configs" / "density-0.5_seed-0.yaml")
+    assert stored.model == str((tmp_path / "s" / "runs" / "dense_seed-0" / "final").resolve())
+
+
+def test_started_again_finished_runs_are_skipped(base, pretended, tmp_path):
+    first = sweep(base, [], AXES, tmp_path / "s")
+    assert sweep(base, [], AXES, tmp_path / "s") == first
+    assert len(pretended.made) == 3
+
+
+def test_another_grid_adds_runs(base, pretended, tmp_path):
+    sweep(base, [], AXES, tmp_path / "s")
+    told = sweep(base, [], AXES | {"seed": [0, 1]}, tmp_path / "s")
+    assert [name for _, name in pretended.made[3:]] == ["dense_seed-1", "density-0.5_seed-1", "density-0.4_seed-1"]
+    assert len(told["runs"]) == 6
+    assert len(json.loads((tmp_path / "s" / "sweep.json").read_text())["grids"]) == 2
+
+
+def test_other_settings_are_refused_by_name(base, pretended, tmp_path):
+    sweep(base, [], AXES, tmp_path / "s")
+    with pytest.raises(ConfigError, match=r"dense.epochs was 1.0 and is 2.0"):
+        sweep(base, ["dense.epochs=2"], AXES, tmp_path / "s")
+    sweep(base, ["log_every=7"], AXES, tmp_path / "s")
+
+
+def test_before_any_run_has_begun_settings_may_be_mended(base, pretended, tmp_path, monkeypatch):
+    def refused(config, workdir, *, command, quiet):
+        raise ConfigError("no such data")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backends, "run", refused)
+        with pytest.raises(MLPruneError, match="0 of 3 runs are finished"):
+            sweep(base, ["data=nowhere"], AXES, tmp_path / "s")
+    sweep(base, [], AXES, tmp_path / "s")
+    assert states(tmp_path / "s") == dict.fromkeys(NAMES, "finished")
+
+
+def test_a_damaged_book_is_refused(base, pretended, tmp_path):
+    sweep(base, [], AXES, tmp_path / "s")
+    for damage in ("{", "{}"):
+        (tmp_path / "s" / "sweep.json").write_text(damage)
+        with pytest.raises(IntegrityError, match=r"sweep\.json"):
+            sweep(base, [], AXES, tmp_path / "s")
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(base, pretended, tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="holds no sweep and is not empty"):
+        sweep(base, [], AXES, tmp_path / "s")
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [(MLPruneError("no such data", hint="mend it"), "no such data"), (ValueError("a\nb"), "ValueError: b")],
+    ids=["told", "defect"],
+)
+def test_a_failing_run_does_not_end_the_others(base, pretended, tmp_path, failure, told):
+    pretended.failures["density-0.5_seed-0"] = failure
+    with pytest.raises(MLPruneError, match=rf"2 of 3 runs are finished.*\n  density-0.5_seed-0: {told}") as raised:
+        sweep(base, [], AXES, tmp_path / "s")
+    assert raised.value.exit_code == 1
+    assert states(tmp_path / "s") == dict(zip(NAMES, ("finished", "failed", "finished"), strict=True))
+    pretended.failures.clear()
+    sweep(base, [], AXES, tmp_path / "s")
+    assert pretended.made[3:] == [("resume", "density-0.5_seed-0")]
+
+
+def test_without_its_dense_stage_no_run_begins(base, pretended, tmp_path):
+    pretended.failures["dense_seed-0"] = MLPruneError("no such data")
+    with pytest.raises(MLPruneError, match=r"density-0\.4_seed-0: needs dense_seed-0, which failed"):
+        sweep(base, [], AXES, tmp_path / "s")
+    assert pretended.made == [("run", "dense_seed-0")]
+
+
+@pytest.mark.parametrize("stopped", NAMES[:2])
+def test_a_run_that_was_stopped_stops_the_sweep_and_is_resumed(base, pretended, tmp_path, stopped):
+    pretended.failures[stopped] = Preempted("stopped after step 3")
+    with pytest.raises(Preempted, match=f"{NAMES.index(stopped)} of 3 runs are finished"):
+        sweep(base, [], AXES, tmp_path / "s")
+    assert pretended.made[-1] == ("run", stopped)
+    assert states(tmp_path / "s")[stopped] == "stopped"
+    pretended.failures.clear()
+    sweep(base, [], AXES, tmp_path / "s")
+    assert ("resume", stopped) in pretended.made
+
+
+def test_a_signal_between_two_runs(base, pretended, tmp_path, monkeypatch):
+    def run(config, workdir, *, command, quiet):
+        pretended.run(config, workdir, command=command, quiet=quiet)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(backends, "run", run)
+    with pytest.raises(Preempted, match="1 of 3 runs"):
+        sweep(base, [], AXES, tmp_path / "s")
+    assert pretended.made == [("run", "dense_seed-0")]
+
+
+def test_the_command_line(base, pretended, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, "set by a test")
+    options = ["sweep", "--config", str(base), "--densities", "0.5,0.4", "--vary", "prune.blocks.shape=8x8", "-o", "s"]
+    planned = CliRunner().invoke(app, [*options, "--dry-run", "--json"])
+    assert planned.exit_code == 0
+    assert not (tmp_path / "s").exists()
+    told = CliRunner().invoke(app, [*options, "--json"])
+    assert told.exit_code == 0
+    runs = [run["run"] for run in json.loads(told.stdout)["runs"]]
+    assert runs == [run["run"] for run in json.loads(planned.stdout)["runs"]]
+    assert runs == [NAMES[0], *(f"{name}_blocks.shape-8x8" for name in NAMES[1:])]
+    table = CliRunner().invoke(app, options).stdout
+    assert table.split()[:2] == ["folder", "s"]
+    assert "density-0.5_seed-0_blocks.shape-8x8  finished  accuracy" in table
+    for wrong in (["--resource", "x"], ["--resource", "gpus=1"], ["--densities", ""], ["--backend", "lsf"]):
+        assert CliRunner().invoke(app, [*options[:3], "-o", "t", *wrong]).exit_code == 2
