@@ -26,6 +26,11 @@ Implementation = Annotated[
     Literal["reference", "dense", "xla", "mosaic_gpu", "triton"] | None,
     typer.Option(help="Of every block-sparse product; by measured cost if unset."),
 ]
+Coordinator = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Of process 0, of several; srun and mpirun tell it.")
+]
+Processes = Annotated[int | None, typer.Option(min=1, help="How many processes a run has.")]
+Process = Annotated[int | None, typer.Option(min=0, help="Which of them this is, from 0.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 

@@ -34,9 +34,11 @@ def perform(work: Callable[[], dict[str, Any] | None], switches: Switches) -> No
     with failures_told(debug=switches.debug):
         with contextlib.redirect_stdout(sys.stderr):
             result = work()
+        if result is None:
+            return
         if switches.as_json:
             typer.echo(to_json(result))
-        elif result is not None:
+        else:
             print_result(result)
 
 

@@ -5,16 +5,37 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from mlprune_jax.cli.options import Debug, Json, Offline, Output, Overrides, Quiet, Seed, as_overrides, load_settings
+from mlprune_jax.cli.options import (
+    Coordinator,
+    Debug,
+    Json,
+    Offline,
+    Output,
+    Overrides,
+    Process,
+    Processes,
+    Quiet,
+    Seed,
+    as_overrides,
+    load_settings,
+)
 from mlprune_jax.cli.perform import Switches, perform
 from mlprune_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlprune_jax.config.settings import RunConfig
+
+
+class Engine(NamedTuple):
+    """How a run's processes find each other; see `mlprune_jax.training.processes.join`."""
+
+    coordinator: str | None
+    processes: int | None
+    process: int | None
 
 
 def demo(
@@ -24,15 +45,18 @@ def demo(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, train nothing.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
     debug: Debug = False,
 ) -> None:
     """Run the whole pipeline on generated data and a tiny model: minutes on two cores, no network."""
 
-    def work() -> dict[str, Any]:
+    def work() -> dict[str, Any] | None:
         from mlprune_jax.config.loading import packaged_config
 
         config = load_settings(packaged_config("demo"), as_overrides({"seed": seed}, overrides))
-        return _start(config, output or _next_free(Path("runs/demo")), dry_run=dry_run, quiet=quiet)
+        return _start(config, output, Path("runs/demo"), Engine(coordinator, processes, process), dry_run, quiet)
 
     perform(work, Switches(as_json, quiet, offline=True, debug=debug))
 
@@ -51,11 +75,14 @@ def prune(
     as_json: Json = False,
     quiet: Quiet = False,
     offline: Offline = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
     debug: Debug = False,
 ) -> None:
     """Fine-tune, prune, distil and evaluate a model: dense -> heads and rows -> shrink -> blocks -> final."""
 
-    def work() -> dict[str, Any]:
+    def work() -> dict[str, Any] | None:
         if config is None and model is None and not overrides:
             raise ConfigError("nothing to prune", hint="give --config FILE, or --model, --task and --data")
         options = {
@@ -68,8 +95,8 @@ def prune(
             "offline": True if offline else None,
         }
         settings = load_settings(config, as_overrides(options, overrides))
-        workdir = output or _next_free(Path("runs") / f"{settings.task}-{settings.prune.density:g}")
-        return _start(settings, workdir, dry_run=dry_run, quiet=quiet)
+        usual = Path("runs") / f"{settings.task}-{settings.prune.density:g}"
+        return _start(settings, output, usual, Engine(coordinator, processes, process), dry_run, quiet)
 
     perform(work, Switches(as_json, quiet, offline, debug))
 
@@ -79,14 +106,18 @@ def resume(
     as_json: Json = False,
     quiet: Quiet = False,
     offline: Offline = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
     debug: Debug = False,
 ) -> None:
     """Continue a stopped run from its newest whole checkpoint, with the settings it began with."""
 
-    def work() -> dict[str, Any]:
+    def work() -> dict[str, Any] | None:
         from mlprune_jax import pipeline
 
-        return pipeline.resume(workdir, quiet=quiet)
+        _join(Engine(coordinator, processes, process))
+        return _reported(pipeline.resume(workdir, quiet=quiet))
 
     perform(work, Switches(as_json, quiet, offline, debug))
 
@@ -100,9 +131,33 @@ def _next_free(folder: Path) -> Path:
     return free
 
 
-def _start(config: RunConfig, workdir: Path, *, dry_run: bool, quiet: bool) -> dict[str, Any]:
+def _start(
+    config: RunConfig, output: Path | None, usual: Path, engine: Engine, dry_run: bool, quiet: bool
+) -> dict[str, Any] | None:
     from mlprune_jax import pipeline
 
     if dry_run:
+        workdir = output or _next_free(usual)
         return {"workdir": str(workdir), **pipeline.plan(config, workdir)}
-    return pipeline.run(config, workdir, command=shlex.join(["mlprune", *sys.argv[1:]]), quiet=quiet)
+    alone = _join(engine)
+    if output is None and not alone:
+        raise ConfigError("a run of several processes needs a folder that all of them see", hint="name it with -o")
+    command = shlex.join(["mlprune", *sys.argv[1:]])
+    return _reported(pipeline.run(config, output or _next_free(usual), command=command, quiet=quiet))
+
+
+def _join(engine: Engine) -> bool:
+    """Meet the run's other processes; whether there are none."""
+    import jax
+
+    from mlprune_jax.training.processes import join
+
+    join(*engine)
+    return jax.process_count() == 1
+
+
+def _reported(summary: dict[str, Any]) -> dict[str, Any] | None:
+    """What this process prints: of several, the first alone."""
+    from mlprune_jax.training.processes import is_first
+
+    return summary if is_first() else None

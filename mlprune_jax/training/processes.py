@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TypeVar
 
 import jax
@@ -21,8 +24,9 @@ PATIENCE = 300
 """Seconds until processes that have not found each other give up."""
 HEARTBEAT = 60
 """Seconds after which a process that says nothing counts as dead; jax then ends the others."""
-TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MLPRUNE_PROCESSES")
-"""Where launchers say how many tasks they started; a Kubernetes JobSet's says it in the last (docs/schedulers.md)."""
+UNMET = "see that all of them run, and that process 0's host and port can be reached from each"
+TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+"""Where srun and mpirun say how many tasks they started."""
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None, *, patience: int = PATIENCE) -> None:
@@ -43,6 +47,10 @@ def join(coordinator: str | None, processes: int | None, process: int | None, *,
         raise ConfigError("--coordinator, --processes and --process belong together", hint="give all three, or none")
     if not any(given) and not started_by_launcher():
         return
+    if coordinator is not None and process:
+        _wait_for(coordinator, patience)
+    # Where the others do not come in time, jax aborts the process itself: this line stands above what it prints then.
+    _log.info("waits up to %d s for the other processes", patience)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -55,14 +63,36 @@ def join(coordinator: str | None, processes: int | None, process: int | None, *,
     except (RuntimeError, ValueError, TypeError) as error:
         told = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"the processes did not find each other within {patience} s: {type(error).__name__}: {told}",
-            hint="see that all of them run, and that process 0's host and port can be reached from each",
+            f"the processes did not find each other: {type(error).__name__}: {told}", hint=UNMET
         ) from error
 
 
+def _wait_for(coordinator: str, patience: int) -> None:
+    """Wait until process 0 listens; jax would end this process without an exception where it does not."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"--coordinator takes HOST:PORT, got {coordinator!r}")
+    until = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= until:
+                raise ConfigError(
+                    f"process 0 did not answer at {coordinator} within {patience} s: {error}", hint=UNMET
+                ) from error
+        time.sleep(0.2)
+
+
 def started_by_launcher() -> bool:
-    """Whether a launcher that jax knows started this process as one of several tasks."""
-    return any(os.environ.get(name, "1") not in ("", "1") for name in TASKS)
+    """Whether srun or mpirun started this process as one of several, or Kubernetes as a pod of an indexed job.
+
+    In a pod jax asks Kubernetes for the others, for which it needs the ``kubernetes`` package.
+    """
+    pod = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys()
+    several = any(os.environ.get(name, "1") not in ("", "1") for name in TASKS)
+    return several or (pod and find_spec("kubernetes") is not None)
 
 
 def is_first() -> bool:
