@@ -27,6 +27,9 @@ POLL_SECONDS = 5.0
 ALIVE = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "SUSPENDED", "PREEMPTED")
 """States of SLURM jobs that are still to be waited for."""
 
+SLURM_DEFAULTS = {"name": "mlprune", "slurm_additional_parameters": {"requeue": True}}
+"""Without its requeue flag, some clusters refuse to queue a job again."""
+
 Event = tuple[str, dict[str, Any]]
 
 
@@ -133,7 +136,7 @@ def on_slurm(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
     new = [job for job in jobs if job.name not in waiting]
     try:
         executor = submitit.AutoExecutor(place.logs, cluster=cluster, slurm_max_num_timeout=1000)
-        executor.update_parameters(**{"name": "mlprune"} | resources)
+        executor.update_parameters(**SLURM_DEFAULTS | resources)
     except (RuntimeError, NameError, AssertionError, TypeError) as error:
         raise ConfigError(
             f"submitit: {error}", hint="--resource takes submitit's names, such as timeout_min=60"

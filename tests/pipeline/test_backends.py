@@ -85,7 +85,8 @@ def submitit(monkeypatch):
 
 def test_slurm_submits_one_array_and_tells_how_its_jobs_ended(submitit, tmp_path):
     events = list(on_slurm(jobs(tmp_path, "good", "bad"), place(tmp_path, timeout_min=60)))
-    assert SUBMITTED == [({"name": "mlprune", "timeout_min": 60}, ["good", "bad"])]
+    requeued = {"slurm_additional_parameters": {"requeue": True}}
+    assert [({"name": "mlprune", "timeout_min": 60, **requeued}, ["good", "bad"])] == SUBMITTED
     assert events == [
         ("good", {"state": "running", "job": "9_0"}),
         ("bad", {"state": "running", "job": "9_1"}),
