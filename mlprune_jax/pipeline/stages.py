@@ -15,11 +15,12 @@ import optax
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.settings import BlockStage, PruneStage, RunConfig, TrainSettings
-from mlprune_jax.data.batches import Batches, eval_batches
+from mlprune_jax.data.batches import Batches
 from mlprune_jax.data.encode import Encoded
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.models.bert import DTYPES
 from mlprune_jax.models.tasks import TaskModel
+from mlprune_jax.pipeline.scoring import score_split
 from mlprune_jax.pruning.density import (
     BlockCost,
     Cost,
@@ -37,7 +38,6 @@ from mlprune_jax.pruning.shrink import shrink
 from mlprune_jax.training.arrival import threshold_rate
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.loop import fit
-from mlprune_jax.training.metrics import evaluate, make_forward
 from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
 from mlprune_jax.training.state import Fixed, TrainState, init_state, merge, split_frozen
 from mlprune_jax.training.step import make_train_step
@@ -115,9 +115,9 @@ def stage_seed(seed: int, stage: str) -> int:
 
 def score(context: Context, model: Model) -> dict[str, Any]:
     """Metrics and loss on the dev split, in float32 whatever the training computed in: `mlprune eval` agrees."""
-    batches = eval_batches(context.dev, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
-    forward = make_forward(TaskModel(model.config, context.task.kind, context.num_labels))
-    return evaluate(forward, model.params, batches, context.task.metrics, context.task.kind)
+    config, task = context.config, context.task
+    module = TaskModel(model.config, task.kind, context.num_labels)
+    return score_split(module, model.params, context.dev, task, config, batch_size=config.eval_batch_size)
 
 
 def train_plain(

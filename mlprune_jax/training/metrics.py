@@ -18,7 +18,7 @@ def make_forward(model: TaskModel) -> Any:
     @jax.jit
     def forward(params: Any, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
         logits = predict_logits(model, params, batch)
-        return logits, example_losses(logits, batch["labels"], model.kind)
+        return logits, example_losses(logits, batch["labels"], model.kind, batch["attention_mask"])
 
     return forward
 

@@ -161,7 +161,7 @@ def test_saving_another_model_removes_the_masks_of_the_old(tmp_path):
     assert not (tmp_path / MASKS).exists()
 
 
-def test_a_span_model_has_logits_only(tmp_path):
+def test_a_span_model_needs_a_context_and_room_for_it(tmp_path):
     config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
     path = write_demo(tmp_path, train_size=1, dev_size=1)
     save_pretrained(path, config, random_params(config, "span", 2), kind="span")
