@@ -15,10 +15,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import torch
+import torch  # type: ignore[import-not-found]  # is no dependency
 from describe import describe
-from torch import nn
-from torch.nn import functional
+from torch import nn  # type: ignore[import-not-found]
+from torch.nn import functional  # type: ignore[import-not-found]
 from train_step import BATCH, CONFIG, KEY, LENGTH, make_batch
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -63,7 +63,7 @@ class Pruned(nn.Module):
 
 
 def torch_model(attention):
-    config = BertConfig(attn_implementation=attention, num_labels=2)
+    config = BertConfig.from_dict({"attn_implementation": attention, "num_labels": 2})
     return BertForSequenceClassification(config)
 
 

@@ -60,7 +60,7 @@ class Batches:
 
         Returns:
             ``input_ids``, ``attention_mask`` and ``token_type_ids`` as int32 [batch_size, length], ``labels``
-            [batch_size].
+            [batch_size], or [batch_size, 2] for spans.
         """
         return self._rows(int(step), slice(None))
 

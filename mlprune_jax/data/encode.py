@@ -30,14 +30,14 @@ class Encoded:
         input_ids: ids of all examples.
         token_type_ids: 0 in the first text of an example and its markers, 1 in the second.
         offsets: where the examples begin, and the end of the last.
-        labels: class ids or targets; None where the split has none.
+        labels: class ids, targets, or first and last token of answers; None where the split has none.
         pad_id: the token that fills up a batch's rows.
     """
 
     input_ids: Int32[np.ndarray, " tokens"]
     token_type_ids: Int32[np.ndarray, " tokens"]
     offsets: Int64[np.ndarray, " edges"]
-    labels: Int32[np.ndarray, " examples"] | Float32[np.ndarray, " examples"] | None
+    labels: Int32[np.ndarray, " examples"] | Float32[np.ndarray, " examples"] | Int32[np.ndarray, "examples 2"] | None
     pad_id: int
 
     def __len__(self) -> int:

@@ -74,7 +74,7 @@ def read_table(
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unknown table format {path.suffix!r}", hint=f"use one of {', '.join(READERS)}")
-    found, rows = reader(io.StringIO(_read_text(path)), path, header)
+    found, rows = reader(io.StringIO(read_text(path)), path, header)
     names = _choose(path, found, columns, optional)
     table = Table(path, {name: [] for name in names}, [])
     skipped = _fill(table, rows, on_damaged)
@@ -87,7 +87,13 @@ def read_table(
 
 
 def stream_rows(
-    stream: Stream, ending: str, columns: Sequence[str], *, source: Path, on_damaged: OnDamaged = "error"
+    stream: Stream,
+    ending: str,
+    columns: Sequence[str],
+    *,
+    source: Path,
+    optional: Sequence[str] = (),
+    on_damaged: OnDamaged = "error",
 ) -> Iterator[tuple[int, list[str]]]:
     """The named columns of a table, row by row as the stream delivers them; formats as in `read_table`.
 
@@ -96,6 +102,7 @@ def stream_rows(
         ending: ".tsv", ".csv" or ".jsonl".
         columns: names that must be there.
         source: where the stream comes from, for messages.
+        optional: names that are read where the table has them, behind the others.
         on_damaged: "skip" leaves damaged lines out and logs each; "error" stops there.
 
     Yields:
@@ -109,7 +116,7 @@ def stream_rows(
     reached = 0
     try:
         found, rows = READERS[ending](stream, source, None)
-        names = _choose(source, found, columns, ())
+        names = _choose(source, found, columns, optional)
         for reached, record in rows:
             cells = _pick(record, names)
             if not isinstance(cells, str):
@@ -191,7 +198,12 @@ def _choose(path: Path, found: Sequence[str], columns: Sequence[str], optional: 
     return names
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text without line ends at its end.
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8 or is empty.
+    """
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:

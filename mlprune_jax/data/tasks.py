@@ -104,7 +104,8 @@ class Examples:
 
     Attributes:
         texts: one list of texts, or two of equal length for pairs.
-        labels: int32 class ids or float32 targets, [examples]; None where the split has none.
+        labels: int32 class ids or float32 targets, [examples], or int32 spans, [examples, 2]; None where the split has
+            none.
         source: where they come from, for reports.
 
     Raises:

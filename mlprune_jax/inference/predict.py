@@ -1,4 +1,4 @@
-"""A table in, predictions as lines of JSON out, row by row, however many there are."""
+"""A table, or questions in SQuAD's layout, in; predictions as lines of JSON out, row by row, however many there are."""
 
 from __future__ import annotations
 
@@ -9,15 +9,29 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from mlprune_jax.data.answers import Answer
 from mlprune_jax.data.named import named_task
-from mlprune_jax.data.tables import stream_rows
+from mlprune_jax.data.squad import SQUAD, parse_squad
+from mlprune_jax.data.tables import OnDamaged, stream_rows
 from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.inference.service import LoadedModel, Predictor, Text, load
 from pallas_kernels import Implementation
 
 TextStream = Any  # open for text: the classes of io are not instances of what typing calls so
+
+
+class Row(NamedTuple):
+    """What one prediction is for.
+
+    Attributes:
+        marks: what tells it apart in the output: its line in a table, its id where it has one.
+        cells: its one text or two.
+    """
+
+    marks: dict[str, Any]
+    cells: list[str]
 
 
 def predict_file(
@@ -33,7 +47,7 @@ def predict_file(
     dtype: str | None = None,
     implementation: Implementation | None = None,
 ) -> int:
-    """Predict for every row of a tsv, csv or jsonl file and write one JSON object a line.
+    """Predict for every row of a tsv, csv or jsonl file, or for every question of a SQuAD file; one JSON object a line.
 
     An output file appears when all is done; until then, and if something goes wrong, what was predicted lies in
     ``<output>.partial``.
@@ -41,9 +55,9 @@ def predict_file(
     Args:
         model: a finished run, or a model folder.
         source, output: files, or open streams of text; rows of a stream are answered in groups of ``batch_size``, rows
-            of a file in groups of eight times as many, sorted by length.
-        table_format: "tsv", "csv" or "jsonl"; unset: the file's ending, jsonl for a stream.
-        columns: of the one text or two; unset: those of the model's task.
+            of a file in groups of eight times as many, sorted by length. A SQuAD file is read whole.
+        table_format: "tsv", "csv", "jsonl", or "json" for SQuAD's layout; unset: the file's ending, jsonl for a stream.
+        columns: of the one text or two; unset: those of the model's task. A span model's table may have an "id" too.
         skip_damaged: leave damaged lines out and log each, instead of stopping there.
         batch_size: texts in one step.
         lengths, dtype, implementation: see `LoadedModel.compile`.
@@ -64,7 +78,8 @@ def predict_file(
     place = source if isinstance(source, Path) else Path("standard input")
     ending = f".{table_format}" if table_format else place.suffix.lower() or ".jsonl"
     with _reading(source) as incoming, _writing(output) as outgoing:
-        rows = stream_rows(incoming, ending, names, source=place, on_damaged="skip" if skip_damaged else "error")
+        damaged: OnDamaged = "skip" if skip_damaged else "error"
+        rows = _rows(incoming, ending, names, place, damaged, span=loaded.served.kind == "span")
         first = list(islice(rows, 1))  # what is wrong with the table shows before minutes of compiling
         predictor = loaded.compile(
             batch_sizes=[batch_size], lengths=lengths, dtype=dtype, implementation=implementation
@@ -88,9 +103,30 @@ def _check_files(source: Path | TextStream, output: Path | TextStream) -> None:
 
 
 def _text_columns(model: LoadedModel) -> tuple[str, ...]:
+    if model.served.kind == "span":
+        return SQUAD["squad"].text_columns
     if model.task is None:
         raise ConfigError(f"{model.folder} names no task, so no columns are known", hint="name them with --columns")
     return model.task.text_columns if model.task.task == "custom" else named_task(model.task.task).text_columns
+
+
+def _rows(
+    stream: TextStream, ending: str, names: Sequence[str], source: Path, on_damaged: OnDamaged, *, span: bool
+) -> Iterator[Row]:
+    """The rows of a table as they come; for a span model also the questions of a SQuAD file."""
+    if span and ending == ".json":
+        try:
+            text = stream.read()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{source}: not UTF-8 ({error.reason})", hint="save the file as UTF-8") from None
+        asked = parse_squad(text, None, source, on_damaged=on_damaged)
+        for name, *texts in zip(asked.ids, *asked.texts, strict=True):
+            yield Row({"id": name}, texts)
+        return
+    marks = ("id",) if span and "id" not in names else ()
+    table = stream_rows(stream, ending, names, source=source, optional=marks, on_damaged=on_damaged)
+    for line, cells in table:
+        yield Row({"line": line, **dict(zip(marks, cells[len(names) :], strict=False))}, cells[: len(names)])
 
 
 @contextlib.contextmanager
@@ -125,28 +161,31 @@ def _writing(output: Path | TextStream) -> Iterator[TextStream]:
 
 
 def predict_rows(
-    predictor: Predictor, rows: Iterable[tuple[int, list[str]]], *, chunk: int | None = None
+    predictor: Predictor[Any], rows: Iterable[Row], *, chunk: int | None = None
 ) -> Iterator[dict[str, Any]]:
     """One record per row, in order, as rows arrive; a bounded number of them is held at a time.
 
     Args:
         predictor: a compiled model.
-        rows: the line of each row, and its one text or two.
+        rows: as they come.
         chunk: rows that are answered together; see `Predictor.stream`.
 
     Yields:
-        ``{"line", "label", "score", "probabilities"}``, the last by class name; for regression ``{"line", "score"}``.
+        A row's marks with ``{"label", "score", "probabilities"}``, the last by class name; for regression with
+        ``{"score"}``; for spans with ``{"answer", "score", "answer_start"}``.
     """
-    lines: deque[int] = deque()
+    waiting: deque[dict[str, Any]] = deque()
 
     def texts() -> Iterator[Text]:
-        for line, cells in rows:
-            lines.append(line)
+        for marks, cells in rows:
+            waiting.append(marks)
             yield cells[0] if len(cells) == 1 else (cells[0], cells[1])
 
     for prediction in predictor.stream(texts(), chunk=chunk):
-        record: dict[str, Any] = {"line": lines.popleft(), "score": prediction.score}
-        if prediction.label is not None:
+        record: dict[str, Any] = {**waiting.popleft(), "score": prediction.score}
+        if isinstance(prediction, Answer):
+            record |= {"answer": prediction.text, "answer_start": prediction.start}
+        elif prediction.label is not None:
             record["label"] = prediction.label
             record["probabilities"] = dict(zip(predictor.labels, prediction.probabilities, strict=True))
         yield record

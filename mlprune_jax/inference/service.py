@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.data.answers import Answer, Answers
 from mlprune_jax.data.batches import gather
 from mlprune_jax.data.encode import Encoded, Tokenizer, check_vocabulary, encode, load_tokenizer
+from mlprune_jax.data.squad import Questions
 from mlprune_jax.data.tasks import Examples
-from mlprune_jax.errors import ConfigError, DataError, ModelError, NumericalError
+from mlprune_jax.data.windows import encode_windows
+from mlprune_jax.errors import DataError, ModelError, NumericalError
 from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
 from mlprune_jax.inference.stored import load_masks, model_folder, stored_kind, stored_task
 from mlprune_jax.models.pretrained import load_pretrained
@@ -22,9 +26,11 @@ from pallas_kernels import Implementation
 from pallas_kernels.block_sparse_matmul.costs import CostTable
 
 Text = str | tuple[str, str]
+Out = TypeVar("Out")
 
 BATCH_SIZES = (1, 8, 32)
 LENGTHS = (32, 64, 128)
+UNTOLD = TaskSettings(task="squad")  # how a span model answers whose folder does not say
 
 
 class Prediction(NamedTuple):
@@ -68,13 +74,13 @@ class LoadedModel(NamedTuple):
         dtype: str | None = None,
         implementation: Implementation | None = None,
         table: CostTable | None = None,
-    ) -> Predictor:
+    ) -> Predictor[Any]:
         """Compile every pair of batch size and length ahead of time; see `compile_model`.
 
         Args:
             batch_sizes: rows of a batch.
-            lengths: tokens of a row; unset: the buckets that the model was trained with, or 32, 64 and 128 as far as
-                the model has positions.
+            lengths: tokens of a row; unset: the buckets that the model was trained with, or 32, 64 and 128 (for spans
+                128, 256 and 384) as far as the model has positions.
             dtype: "float32", "bfloat16" or "float16"; unset: bfloat16 on a GPU or TPU, float32 on a CPU.
             implementation: of all packed matrices; unset: by measured cost, for each.
             table: measured costs; unset: those of this device.
@@ -82,9 +88,10 @@ class LoadedModel(NamedTuple):
         Raises:
             ConfigError: sizes or a dtype that cannot be, or an implementation that the device cannot run.
         """
+        span = self.served.kind == "span"
         if lengths is None:
-            positions = self.served.config.max_position_embeddings
-            lengths = self.task.buckets if self.task else sorted({min(length, positions) for length in LENGTHS})
+            positions, usual = self.served.config.max_position_embeddings, UNTOLD.buckets if span else LENGTHS
+            lengths = self.task.buckets if self.task else sorted({min(length, positions) for length in usual})
         compiled = compile_model(
             self.served,
             batch_sizes=batch_sizes,
@@ -93,10 +100,10 @@ class LoadedModel(NamedTuple):
             implementation=implementation,
             table=table,
         )
-        return Predictor(compiled, self, max(lengths))
+        return (AnswerPredictor if span else ClassPredictor)(compiled, self, max(lengths))
 
 
-class Predictor:
+class Predictor(ABC, Generic[Out]):
     """A compiled model with its tokenizer; safe to call from several threads.
 
     Attributes:
@@ -109,31 +116,23 @@ class Predictor:
         self.labels = model.labels
         self._tokenizer = model.tokenizer
         self._tokenizing = model.tokenizing
-        self._max_length = max_length
+        self._settings = (model.task or UNTOLD).model_copy(update={"max_length": max_length})
 
-    def __call__(self, texts: Sequence[Text]) -> list[Prediction]:
-        """Predictions for texts, or for pairs of texts, in their order; too long ones lose tokens at the end.
+    def __call__(self, texts: Sequence[Text]) -> list[Out]:
+        """Predictions for texts or pairs of texts, in their order.
 
         Raises:
-            ConfigError: the model has a span head; `CompiledModel.logits` gives its start and end logits.
-            DataError: something that is no text, or single texts and pairs mixed.
+            ConfigError: a span model compiled for lengths that leave a context no room beside its question.
+            DataError: something that is no text, single texts and pairs mixed, or what the model does not take.
             NumericalError: logits that are not finite, as weights too large for ``float16`` give.
         """
-        if self.compiled.kind == "span":
-            raise ConfigError("a span model's answers are start and end logits", hint="use .compiled.logits(...)")
-        if not texts:
-            return []
-        encoded = self._encode(texts)
-        predictions: list[Any] = [None] * len(texts)
-        largest = max(batch for batch, _ in self.compiled.buckets)
-        order = np.argsort(encoded.lengths, kind="stable")
-        for start in range(0, len(order), largest):
-            rows = order[start : start + largest]
-            for row, logits in zip(rows, self._logits(encoded, rows), strict=True):
-                predictions[row] = self._read(logits)
-        return predictions
+        return self._predict(to_columns(texts)) if texts else []
 
-    def stream(self, texts: Iterable[Text], *, chunk: int | None = None) -> Iterator[Prediction]:
+    @abstractmethod
+    def _predict(self, columns: tuple[list[str], ...]) -> list[Out]:
+        """Predictions for texts that come as one list, or as two."""
+
+    def stream(self, texts: Iterable[Text], *, chunk: int | None = None) -> Iterator[Out]:
         """Predictions for any number of texts, in their order, ``chunk`` of them in memory at a time.
 
         Args:
@@ -150,10 +149,13 @@ class Predictor:
                 return
         raise failure
 
-    def _encode(self, texts: Sequence[Text]) -> Encoded:
-        columns = to_columns(texts)
-        with self._tokenizing:
-            return encode(Examples(columns, None, "texts"), self._tokenizer, max_length=self._max_length)
+    def _run(self, encoded: Encoded) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows of the largest batch that is compiled, and their logits, short ones first."""
+        largest = max(batch for batch, _ in self.compiled.buckets)
+        order = np.argsort(encoded.lengths, kind="stable")
+        for start in range(0, len(order), largest):
+            rows = order[start : start + largest]
+            yield rows, self._logits(encoded, rows)
 
     def _logits(self, encoded: Encoded, rows: np.ndarray) -> np.ndarray:
         lengths = encoded.lengths[rows]
@@ -163,6 +165,20 @@ class Predictor:
             raise NumericalError("the model's logits are not finite", hint="try another dtype: float32, say")
         return logits
 
+
+class ClassPredictor(Predictor[Prediction]):
+    """Predicts a class or a number; texts that are too long lose tokens at the end."""
+
+    def _predict(self, columns: tuple[list[str], ...]) -> list[Prediction]:
+        examples = Examples(columns, None, "texts")
+        with self._tokenizing:
+            encoded = encode(examples, self._tokenizer, max_length=self._settings.max_length)
+        predictions: list[Any] = [None] * len(examples)
+        for rows, logits in self._run(encoded):
+            for row, scores in zip(rows, logits, strict=True):
+                predictions[row] = self._read(scores)
+        return predictions
+
     def _read(self, logits: np.ndarray) -> Prediction:
         if self.compiled.kind == "regression":
             return Prediction(None, float(logits[0]), ())
@@ -170,6 +186,22 @@ class Predictor:
         probabilities = shifted / shifted.sum()
         best = int(probabilities.argmax())
         return Prediction(self.labels[best], float(probabilities[best]), tuple(map(float, probabilities)))
+
+
+class AnswerPredictor(Predictor[Answer]):
+    """Answers questions on their contexts, pairs of both; long contexts are read through several windows."""
+
+    def _predict(self, columns: tuple[list[str], ...]) -> list[Answer]:
+        if len(columns) != 2:
+            raise DataError("a span model answers questions on contexts; got single texts", hint="pass pairs of both")
+        count = len(columns[0])
+        asked = Questions(columns, None, "texts", tuple(map(str, range(count))), ((),) * count)
+        with self._tokenizing:
+            windows = encode_windows(asked, self._tokenizer, **self._settings.windowing)
+        answers = Answers(windows, **self._settings.answering)
+        for rows, logits in self._run(windows):
+            answers.add(rows.tolist(), logits)
+        return [answers.answer(question) for question in range(count)]
 
 
 def _take(texts: Iterator[Text], size: int) -> tuple[list[Text], Exception | None]:

@@ -7,17 +7,16 @@ from typing import Any
 
 import jax
 
-from mlprune_jax.data.batches import eval_batches
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ModelError
 from mlprune_jax.files import read_json
 from mlprune_jax.inference.stored import known_task, load_masks, model_folder, stored_kind
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.models.tasks import TaskModel
+from mlprune_jax.pipeline.scoring import score_split
 from mlprune_jax.pipeline.source import encode_split, load_splits
 from mlprune_jax.pipeline.summary import describe_model
 from mlprune_jax.training.mesh import Layout
-from mlprune_jax.training.metrics import evaluate, make_forward
 
 
 def evaluate_folder(
@@ -42,10 +41,9 @@ def evaluate_folder(
     loaded = load_pretrained(folder, num_labels=len(task.labels) or None, kind=task.kind)
     tokenizer = load_tokenizer(folder)
     encoded = encode_split(examples[split], tokenizer, settings, loaded.config.vocab_size)
+    module = TaskModel(loaded.config, task.kind, loaded.num_labels)
     layout = Layout(devices=jax.local_devices()[:1])
-    forward = make_forward(TaskModel(loaded.config, task.kind, loaded.num_labels), layout)
-    batches = eval_batches(encoded, batch_size=batch_size, buckets=settings.buckets)
-    metrics = evaluate(forward, layout.copies(loaded.params), batches, task.metrics, task.kind)
+    metrics = score_split(module, loaded.params, encoded, task, settings, batch_size=batch_size, layout=layout)
     return {"model": str(folder), "task": task.name, "data": source, "split": split, **metrics}
 
 

@@ -10,7 +10,9 @@ from mlprune_jax.data.custom import load_custom
 from mlprune_jax.data.encode import Encoded, check_vocabulary, encode
 from mlprune_jax.data.glue import load_examples
 from mlprune_jax.data.named import named_task
-from mlprune_jax.data.tasks import Examples, Task
+from mlprune_jax.data.squad import Questions, SquadTask, load_squad
+from mlprune_jax.data.tasks import Examples, GlueTask, Task
+from mlprune_jax.data.windows import encode_windows
 from mlprune_jax.errors import DataError
 
 
@@ -20,7 +22,7 @@ def load_splits(
     """The task and the examples of ``splits``; every split must have labels.
 
     Raises:
-        ConfigError, DataError: see `load_examples` and `load_custom`.
+        ConfigError, DataError: see `load_examples`, `load_squad` and `load_custom`.
     """
     if settings.task == "custom":
         kind = "regression" if settings.regression else "classification"
@@ -34,7 +36,7 @@ def load_splits(
         )
     else:
         task = named_task(settings.task)
-        examples = {s: load_examples(task, source, s, on_damaged=settings.on_damaged, offline=offline) for s in splits}
+        examples = {split: _load_split(task, settings, source, split, offline=offline) for split in splits}
     for split in splits:
         if split not in examples or examples[split].labels is None:
             raise DataError(
@@ -44,13 +46,23 @@ def load_splits(
     return task, {split: examples[split] for split in splits}
 
 
+def _load_split(
+    task: GlueTask | SquadTask, settings: TaskSettings, source: str, split: str, *, offline: bool
+) -> Examples:
+    if isinstance(task, SquadTask):
+        return load_squad(task, source, split, on_damaged=settings.on_damaged, offline=offline)
+    return load_examples(task, source, split, on_damaged=settings.on_damaged, offline=offline)
+
+
 def encode_split(examples: Examples, tokenizer: Any, settings: TaskSettings, vocab_size: int) -> Encoded:
-    """Token ids of a split.
+    """Token ids of a split; of questions, `Windows`.
 
     Raises:
         ModelError: the tokenizer knows more tokens than the model has embeddings.
     """
     check_vocabulary(tokenizer, vocab_size)
+    if isinstance(examples, Questions):
+        return encode_windows(examples, tokenizer, **settings.windowing)
     return encode(examples, tokenizer, max_length=settings.max_length)
 
 

@@ -6,7 +6,6 @@ import logging
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +14,12 @@ import optax
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.settings import BlockStage, PruneStage, RunConfig, TrainSettings
-from mlprune_jax.data.batches import Batches, eval_batches
+from mlprune_jax.data.batches import Batches
 from mlprune_jax.data.encode import Encoded
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.models.bert import DTYPES
-from mlprune_jax.models.names import Kind
 from mlprune_jax.models.tasks import TaskModel
+from mlprune_jax.pipeline.scoring import score_split
 from mlprune_jax.pruning.density import (
     BlockCost,
     Cost,
@@ -39,7 +38,6 @@ from mlprune_jax.training.arrival import threshold_rate
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.loop import fit
 from mlprune_jax.training.mesh import Layout
-from mlprune_jax.training.metrics import evaluate, make_forward
 from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
 from mlprune_jax.training.speed import RATES, Meter, peak_memory, step_work
 from mlprune_jax.training.state import Fixed, TrainState, init_state, merge, split_frozen
@@ -125,17 +123,16 @@ def stage_seed(seed: int, stage: str) -> int:
 
 def score(context: Context, model: Model) -> dict[str, Any]:
     """Metrics and loss on the dev split, in float32 whatever the training computed in: `mlprune eval` agrees."""
-    batches = eval_batches(context.dev, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
-    kind, num_labels = context.task.kind, context.num_labels
-    forward = _forward(model.config, kind, num_labels, context.layout)  # type: ignore[arg-type]  # it is hashable
-    params = context.layout.copies(model.params)
-    return evaluate(forward, params, batches, context.task.metrics, context.task.kind)
-
-
-@cache
-def _forward(config: ModelConfig, kind: Kind, num_labels: int, layout: Layout) -> Any:
-    """One compiled forward for all evaluations of a geometry."""
-    return make_forward(TaskModel(config, kind, num_labels), layout)
+    config, task = context.config, context.task
+    return score_split(
+        TaskModel(model.config, task.kind, context.num_labels),
+        model.params,
+        context.dev,
+        task,
+        config,
+        batch_size=config.eval_batch_size,
+        layout=context.layout,
+    )
 
 
 def train_plain(

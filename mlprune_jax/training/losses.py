@@ -10,27 +10,36 @@ from mlprune_jax.config.settings import Distillation
 from mlprune_jax.models.tasks import Kind, Outputs
 
 Scalar = Float[Array, ""]
+Mask = Int[Array, "B L"]
+
+_PADDING = -1e30  # a logit of no weight at all, still finite over any temperature and in any difference
 
 
-def task_loss(logits: Array, labels: Array, kind: Kind) -> Scalar:
+def task_loss(logits: Array, labels: Array, kind: Kind, attention_mask: Mask | None = None) -> Scalar:
     """Mean cross-entropy of classes or of span ends, mean squared error of regression.
 
     Args:
         logits: as in `Outputs`.
         labels: class ids [B]; values [B] for regression; start and end positions [B, 2] for spans.
         kind: of the task.
+        attention_mask: 1 for real tokens, which alone can be ends of a span; ``None`` where all are real.
     """
-    return jnp.mean(example_losses(logits, labels, kind))
+    return jnp.mean(example_losses(logits, labels, kind, attention_mask))
 
 
-def example_losses(logits: Array, labels: Array, kind: Kind) -> Float[Array, "B"]:
+def example_losses(logits: Array, labels: Array, kind: Kind, attention_mask: Mask | None = None) -> Float[Array, "B"]:
     """`task_loss` of each example."""
     if kind == "regression":
         return jnp.square(logits[:, 0] - labels)
     if kind == "span":
-        logits, labels = jnp.moveaxis(logits, -1, 1), labels.astype(jnp.int32)  # [B, 2, L], [B, 2]
-        return jnp.mean(_cross_entropy(logits, labels), axis=-1)
+        return jnp.mean(_cross_entropy(_ends(logits, attention_mask), labels.astype(jnp.int32)), axis=-1)
     return _cross_entropy(logits, labels)
+
+
+def _ends(logits: Float[Array, "B L 2"], attention_mask: Mask | None) -> Float[Array, "B 2 L"]:
+    """Start and end logits as two classifications over the real tokens, so that padding changes no loss."""
+    ends = jnp.moveaxis(logits, -1, 1)
+    return ends if attention_mask is None else jnp.where(attention_mask[:, None] > 0, ends, _PADDING)
 
 
 def _cross_entropy(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
@@ -38,12 +47,17 @@ def _cross_entropy(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Fl
     return -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
 
 
-def logit_divergence(student: Array, teacher: Array, temperature: float, kind: Kind) -> Scalar:
-    """``T^2 KL(teacher || student)`` of the softened classes, batch mean; mean squared error for regression."""
+def logit_divergence(
+    student: Array, teacher: Array, temperature: float, kind: Kind, attention_mask: Mask | None = None
+) -> Scalar:
+    """``T^2 KL(teacher || student)`` of the softened classes, batch mean; mean squared error for regression.
+
+    For spans it is the mean of both ends', over the real tokens.
+    """
     if kind == "regression":
         return jnp.mean(jnp.square(student - teacher))
     if kind == "span":
-        student, teacher = jnp.moveaxis(student, -1, 1), jnp.moveaxis(teacher, -1, 1)
+        student, teacher = _ends(student, attention_mask), _ends(teacher, attention_mask)
     target = jax.nn.log_softmax(teacher / temperature)
     divergence = jnp.exp(target) * (target - jax.nn.log_softmax(student / temperature))
     return temperature**2 * jnp.mean(jnp.sum(divergence, axis=-1))
@@ -90,8 +104,9 @@ def distillation_loss(
     hidden = zip(student.encoded.hidden_states, teacher.encoded.hidden_states, strict=True)
     attention = zip(student.encoded.attentions, teacher.encoded.attentions, strict=True)
     zero = jnp.zeros(())
+    logit = logit_divergence(student.logits, teacher.logits, settings.temperature, kind, attention_mask)
     return {
-        "logit": settings.logit_weight * logit_divergence(student.logits, teacher.logits, settings.temperature, kind),
+        "logit": settings.logit_weight * logit,
         "hidden": settings.hidden_weight * sum((hidden_distance(s, t, weights) for s, t in hidden), zero),
         "attention": settings.attention_weight
         * sum((attention_distance(s, t, weights) for s, t in attention if s.shape == t.shape), zero),

@@ -21,16 +21,18 @@ def make_forward(model: TaskModel, layout: Layout) -> Any:
     Parameters and batches are whole on every process; each computes its share, and gets all results.
     """
 
-    @partial(jax.jit, out_shardings=layout.everywhere)
-    def forward(params: Any, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
-        logits = predict_logits(model, params, batch)
-        return logits, example_losses(logits, batch["labels"], model.kind)
-
     def run(params: Any, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
         share = process_share(len(batch["labels"]))
-        return forward(params, layout.batch({name: rows[share] for name, rows in batch.items()}))
+        return _forward(model, layout, params, layout.batch({name: rows[share] for name, rows in batch.items()}))
 
     return run
+
+
+@partial(jax.jit, static_argnums=(0, 1))  # compiled once for all evaluations of a geometry
+def _forward(model: TaskModel, layout: Layout, params: Any, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+    logits = predict_logits(model, params, batch)
+    losses = example_losses(logits, batch["labels"], model.kind, batch["attention_mask"])
+    return jax.lax.with_sharding_constraint((logits, losses), layout.everywhere)
 
 
 def evaluate(

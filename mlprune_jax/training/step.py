@@ -63,7 +63,7 @@ def make_train_step(
             masks = compute_masks(groups, trained["scores"], trained["thresholds"], temperature=temperature)
             params = apply_masks(params, masks)
         outputs = run(model, params, batch, train=True, rngs={"dropout": key})
-        terms = {"task": task_loss(outputs.logits, batch["labels"], model.kind)}
+        terms = {"task": task_loss(outputs.logits, batch["labels"], model.kind, batch["attention_mask"])}
         if teacher is not None and distillation is not None:
             target = jax.lax.stop_gradient(run(teacher, fixed.teacher, batch))
             terms["task"] = distillation.task_weight * terms["task"]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mlprune_jax.cli import app
 from mlprune_jax.data.demo import VOCABULARY, write_demo
 from mlprune_jax.data.encode import load_tokenizer
-from mlprune_jax.errors import ConfigError, DataError, IntegrityError, ModelError, NumericalError
+from mlprune_jax.errors import DataError, IntegrityError, ModelError, NumericalError
 from mlprune_jax.inference.service import load, to_columns
 from mlprune_jax.inference.simplify import Masked
 from mlprune_jax.inference.stored import save_masks
@@ -159,16 +159,6 @@ def test_saving_another_model_removes_the_masks_of_the_old(tmp_path):
     config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
     save_pretrained(tmp_path, config, random_params(config, "span", 2), kind="span")
     assert not (tmp_path / MASKS).exists()
-
-
-def test_a_span_model_has_logits_only(tmp_path):
-    config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
-    path = write_demo(tmp_path, train_size=1, dev_size=1)
-    save_pretrained(path, config, random_params(config, "span", 2), kind="span")
-    predictor = load(path).compile(batch_sizes=[1], lengths=[8])
-    assert predictor.compiled.logits(np.ones((1, 5)), [5]).shape == (1, 5, 2)
-    with pytest.raises(ConfigError, match="start and end logits"):
-        predictor(["a text"])
 
 
 def test_what_cannot_be_loaded(folder, tmp_path):

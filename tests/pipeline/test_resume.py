@@ -181,7 +181,7 @@ def test_a_request_between_two_stages(tiny, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments)
 
-    monkeypatch.setattr("mlprune_jax.pipeline.stages.evaluate", asked)
+    monkeypatch.setattr("mlprune_jax.pipeline.scoring.evaluate", asked)
     with pytest.raises(Preempted, match="before stage heads_rows"):
         pipeline.run(config(tiny), tmp_path / "run", quiet=True)
 

@@ -14,7 +14,7 @@ from mlprune_jax.models.tasks import Outputs
 from mlprune_jax.pruning.density import HeadRowCost
 from mlprune_jax.pruning.granularity import HEAD, ROW, find_groups
 from mlprune_jax.training.arrival import threshold_rate
-from mlprune_jax.training.losses import distillation_loss, task_loss
+from mlprune_jax.training.losses import distillation_loss, logit_divergence, task_loss
 from mlprune_jax.training.metrics import METRICS
 from mlprune_jax.training.optimizer import linear_schedule, ramped_target
 
@@ -108,3 +108,33 @@ def test_thresholds_that_cannot_arrive_are_refused_or_mended(caplog):
     with pytest.raises(ConfigError, match="must fall by"):
         threshold_rate(stage.model_copy(update={"short_schedule": "refuse"}), cost, 0.5, 500)
     assert threshold_rate(stage.model_copy(update={"short_schedule": "allow"}), cost, 0.5, 500) == 1e-2
+
+
+def span_outputs(logits):
+    logits = jnp.asarray(logits, jnp.float32)
+    return Outputs(logits, Encoded(jnp.zeros((*logits.shape[:2], 4)), None, (), ()))
+
+
+def test_padding_changes_no_loss_of_spans():
+    """Neither its logits nor how much of it there is; and it gets no gradient."""
+    student, teacher = rng.normal(size=(2, 2, 9, 2)) * 30
+    labels = jnp.asarray([[1, 4], [0, 0]], jnp.int32)
+    mask = jnp.asarray([[1] * 6 + [0] * 3, [1] * 6 + [0] * 3], jnp.int32)
+    short = mask[:, :6]
+    for temperature in (0.25, 2.0):
+        whole = logit_divergence(jnp.asarray(student), jnp.asarray(teacher), temperature, "span", mask)
+        cut = logit_divergence(jnp.asarray(student[:, :6]), jnp.asarray(teacher[:, :6]), temperature, "span", short)
+        assert whole == pytest.approx(float(cut), rel=1e-5)
+    whole = task_loss(jnp.asarray(student), labels, "span", mask)
+    assert whole == pytest.approx(float(task_loss(jnp.asarray(student[:, :6]), labels, "span")), rel=1e-5)
+
+    def loss(logits):
+        outputs, target = span_outputs(logits), span_outputs(teacher)
+        return distillation_loss(outputs, target, mask, Distillation(), "span")["logit"] + task_loss(
+            logits, labels, "span", mask
+        )
+
+    gradient = jax.grad(loss)(jnp.asarray(student, jnp.float32))
+    assert jnp.isfinite(gradient).all()
+    assert (gradient[:, 6:] == 0).all()
+    assert (gradient[:, :6] != 0).any()

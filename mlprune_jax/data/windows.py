@@ -1,0 +1,143 @@
+"""Questions to token ids: a context that is too long is read through several windows that overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from mlprune_jax.data.encode import Encoded, Tokenizer
+from mlprune_jax.data.squad import NOWHERE, Questions
+from mlprune_jax.errors import ConfigError, ModelError
+
+_CHUNK = 512  # questions at once: their windows are lists of tuples for a while
+
+Spans = Int32[np.ndarray, "_ 2"]
+
+
+@dataclass(frozen=True)
+class Windows(Encoded):
+    """A split of questions as windows: an example is a question with a piece of its context.
+
+    ``labels`` are the first and last token of the question's first answer, counted from the window's start, int32
+    [examples, 2]; (0, 0), the marker at the start, where the window does not hold all of it.
+
+    Attributes:
+        question: which of ``asked`` each window belongs to; windows of one question follow each other.
+        chars: first and one past the last character of each token in its context; `NOWHERE` outside of it.
+        asked: the questions.
+    """
+
+    question: Int32[np.ndarray, " examples"]
+    chars: Int32[np.ndarray, "tokens 2"]
+    asked: Questions
+
+
+def encode_windows(
+    asked: Questions, tokenizer: Tokenizer, *, max_length: int, doc_stride: int, max_query_length: int
+) -> Windows:
+    """Tokenize questions with their contexts into windows.
+
+    Args:
+        asked: questions and contexts, with or without answers.
+        tokenizer: as `load_tokenizer` gives; it must know where in the text its tokens stand.
+        max_length: tokens of a window at most, its markers included.
+        doc_stride: tokens that two windows in a row share.
+        max_query_length: tokens of a question at most; longer ones lose their end.
+
+    Raises:
+        ConfigError: ``max_length`` leaves no room for more of a context than two windows share.
+        ModelError: a tokenizer that does not know where its tokens stand.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError("the tokenizer does not know where its tokens stand", hint="save it with a tokenizer.json")
+    room = max_length - max_query_length - tokenizer.num_special_tokens_to_add(pair=True)
+    if room <= doc_stride:
+        raise ConfigError(
+            f"max_length {max_length} leaves {max(room, 0)} tokens of a context beside a question of "
+            f"{max_query_length}, and two windows share doc_stride {doc_stride} of them",
+            hint="raise max_length, or lower doc_stride or max_query_length",
+        )
+    ids: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    chars: list[np.ndarray] = []
+    owners: list[int] = []
+    for window, owner in _tokenized(asked, tokenizer, max_length, doc_stride, max_query_length):
+        ids.append(np.array(window.ids, np.int32))
+        types.append(np.array(window.type_ids, np.int32))
+        chars.append(_context_chars(window))
+        owners.append(owner)
+    return Windows(
+        input_ids=np.concatenate(ids),
+        token_type_ids=np.concatenate(types),
+        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        labels=None if asked.labels is None else _labels(chars, owners, asked),
+        pad_id=tokenizer.pad_token_id or 0,
+        question=np.array(owners, np.int32),
+        chars=np.concatenate(chars),
+        asked=asked,
+    )
+
+
+def _tokenized(
+    asked: Questions, tokenizer: Tokenizer, max_length: int, doc_stride: int, max_query_length: int
+) -> Iterator[tuple[Any, int]]:
+    """The tokenizer's windows, each with its question's number."""
+    questions, contexts = asked.texts
+    for start in range(0, len(asked), _CHUNK):
+        out = tokenizer(
+            _shortened(questions[start : start + _CHUNK], tokenizer, max_query_length),
+            contexts[start : start + _CHUNK],
+            truncation="only_second",
+            max_length=max_length,
+            stride=doc_stride,
+            padding=False,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        yield from zip(out.encodings, (start + i for i in out["overflow_to_sample_mapping"]), strict=True)
+
+
+def _shortened(questions: Sequence[str], tokenizer: Tokenizer, most: int) -> list[str]:
+    """Questions cut behind their last token that counts; of a pair, the tokenizer itself cuts the context alone."""
+    out = tokenizer(list(questions), add_special_tokens=False, padding=False, truncation=False)
+    return [
+        text if len(encoding) <= most else text[: encoding.offsets[most - 1][1]]
+        for text, encoding in zip(questions, out.encodings, strict=True)
+    ]
+
+
+def _context_chars(window: Any) -> Spans:
+    chars = np.fromiter(chain.from_iterable(window.offsets), np.int32, 2 * len(window)).reshape(-1, 2)
+    chars[[sequence != 1 for sequence in window.sequence_ids]] = NOWHERE
+    return chars
+
+
+def _labels(chars: Sequence[Spans], owners: Sequence[int], asked: Questions) -> Int32[np.ndarray, "examples 2"]:
+    contexts, labels = asked.texts[1], asked.labels
+    assert labels is not None
+    found = np.zeros((len(owners), 2), np.int32)
+    for row, (places, owner) in enumerate(zip(chars, owners, strict=True)):
+        begin, end = labels[owner].tolist()
+        if begin >= 0:
+            found[row] = find_tokens(places, *_without_blanks(contexts[owner], begin, end))
+    return found
+
+
+def _without_blanks(text: str, begin: int, end: int) -> tuple[int, int]:
+    """A span without the blanks at its ends, where no token stands."""
+    span = text[begin:end]
+    return begin + len(span) - len(span.lstrip()), end - len(span) + len(span.rstrip())
+
+
+def find_tokens(chars: Spans, begin: int, end: int) -> tuple[int, int]:
+    """First and last token that hold the characters ``begin`` to ``end``; (0, 0) where the window lacks some."""
+    touched = np.flatnonzero((chars[:, 0] < end) & (chars[:, 1] > begin))
+    if not touched.size:
+        return 0, 0
+    first, last = int(touched[0]), int(touched[-1])
+    return (first, last) if chars[first, 0] <= begin and chars[last, 1] >= end else (0, 0)

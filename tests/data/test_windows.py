@@ -1,0 +1,149 @@
+"""Windows of long contexts: together they hold every token, and an answer's tokens give back its text."""
+
+import numpy as np
+import pytest
+
+from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.data import windows as module
+from mlprune_jax.data.batches import Batches, eval_batches
+from mlprune_jax.data.demo import write_demo
+from mlprune_jax.data.encode import load_tokenizer
+from mlprune_jax.data.squad import NOWHERE, SQUAD, Questions, load_squad
+from mlprune_jax.data.windows import encode_windows, find_tokens
+from mlprune_jax.errors import ConfigError, ModelError
+
+SIZES = {"max_length": 16, "doc_stride": 3, "max_query_length": 5}
+BUCKETS = (8, 16)
+LONG = "the film is good but its plot was very dull , although this cast seems lovely and witty ."
+
+
+def asked(*rows, spans=None):
+    questions, contexts = map(list, zip(*rows, strict=True))
+    labels = None if spans is None else np.array(spans, np.int32)
+    ids = tuple(str(i) for i in range(len(rows)))
+    return Questions((questions, contexts), labels, "test", ids, tuple(("",) for _ in rows))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return load_tokenizer(write_demo(tmp_path_factory.mktemp("demo"), train_size=1, dev_size=1))
+
+
+def places(windows, row):
+    return windows.chars[windows.offsets[row] : windows.offsets[row + 1]]
+
+
+def test_windows_share_tokens_and_leave_none_out(tokenizer):
+    windows = encode_windows(asked(("the plot", LONG)), tokenizer, **SIZES)
+    alone = tokenizer(LONG, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    parts = [[tuple(span) for span in places(windows, row).tolist() if span[0] >= 0] for row in range(len(windows))]
+    assert len(parts) == 2
+    assert windows.lengths.max() <= 16
+    assert parts[0][-3:] == parts[1][:3]
+    assert parts[0] + parts[1][3:] == alone
+    assert windows.labels is None
+
+
+def test_markers_and_questions_have_no_place_in_the_context(tokenizer):
+    windows = encode_windows(asked(("the plot", "the film is good")), tokenizer, **SIZES)
+    spans = places(windows, 0)
+    assert spans[:4].tolist() == [list(NOWHERE)] * 4
+    assert spans[4].tolist() == [0, 3]
+    assert spans[-1].tolist() == list(NOWHERE)
+    assert windows.token_type_ids.tolist() == [0] * 4 + [1] * 5
+
+
+def test_labels_point_at_the_answer_where_a_window_holds_it_and_at_the_start_else(tokenizer):
+    begin = LONG.index("very dull")
+    questions = asked(("plot", LONG), ("cast", LONG), spans=[(begin, begin + 9), NOWHERE])
+    windows = encode_windows(questions, tokenizer, **SIZES)
+    held = 0
+    for row, (first, last) in enumerate(windows.labels):
+        spans = places(windows, row)
+        if (first, last) != (0, 0):
+            held += 1
+            assert windows.question[row] == 0
+            assert LONG[spans[first, 0] : spans[last, 1]] == "very dull"
+        elif windows.question[row] == 0:
+            assert not (spans[spans[:, 0] >= 0, 0].min() <= begin and spans[:, 1].max() >= begin + 9)
+    assert 0 < held < (windows.question == 0).sum()
+
+
+def test_blanks_around_an_answer_are_no_part_of_it(tokenizer):
+    text = "the  film is good"
+    windows = encode_windows(asked(("plot", text), spans=[(3, 10)]), tokenizer, **SIZES)
+    first, last = windows.labels[0]
+    assert (first, last) != (0, 0)
+    assert text[places(windows, 0)[first, 0] : places(windows, 0)[last, 1]] == "film"
+
+
+def test_find_tokens():
+    chars = np.array([NOWHERE, NOWHERE, (0, 3), (4, 8), (8, 9), NOWHERE], np.int32)
+    assert find_tokens(chars, 0, 3) == (2, 2)
+    assert find_tokens(chars, 5, 9) == (3, 4)
+    assert find_tokens(chars, 4, 10) == (0, 0)
+    assert find_tokens(chars[:2], 0, 3) == (0, 0)
+    assert find_tokens(chars, 3, 4) == (0, 0)
+
+
+def test_long_questions_lose_their_end(tokenizer):
+    windows = encode_windows(asked(("the film is very , very good", "the plot")), tokenizer, **SIZES)
+    assert windows.input_ids.tolist() == tokenizer("the film is very ,", "the plot")["input_ids"]
+
+
+def test_in_chunks_as_at_once(tokenizer, monkeypatch):
+    questions = asked(*[("the plot", LONG), ("cast", "this cast"), ("film", LONG)], spans=[(4, 8), (0, 4), (4, 8)])
+    whole = encode_windows(questions, tokenizer, **SIZES)
+    monkeypatch.setattr(module, "_CHUNK", 1)
+    again = encode_windows(questions, tokenizer, **SIZES)
+    assert whole.digest() == again.digest()
+    assert whole.question.tolist() == again.question.tolist()
+
+
+def test_batches_have_two_labels(tokenizer):
+    windows = encode_windows(asked(*[("plot", LONG)] * 4, spans=[(4, 8)] * 4), tokenizer, **SIZES)
+    batch = Batches(windows, batch_size=2, buckets=BUCKETS, seed=0).batch(0)
+    assert batch["labels"].shape == (2, 2)
+    seen = np.concatenate([b["index"] for b in eval_batches(windows, batch_size=3, buckets=BUCKETS)])
+    assert sorted(seen[seen >= 0]) == list(range(len(windows)))
+
+
+def test_no_room(tokenizer):
+    with pytest.raises(ConfigError, match="max_length 16 leaves 8 tokens of a context"):
+        encode_windows(asked(("plot", LONG)), tokenizer, **{**SIZES, "doc_stride": 8})
+    assert len(encode_windows(asked(("the film is very good", LONG)), tokenizer, **{**SIZES, "doc_stride": 7})) > 2
+
+
+def test_a_tokenizer_without_places():
+    with pytest.raises(ModelError, match="where its tokens stand"):
+        encode_windows(asked(("plot", LONG)), object(), **SIZES)
+
+
+def test_settings_of_spans_are_longer_unless_named():
+    assert TaskSettings(task="squad").buckets == (128, 256, 384)
+    assert TaskSettings(task="SQuAD2", max_length=256).buckets == (128, 256)
+    assert TaskSettings(task="mrpc").buckets == (32, 64, 128)
+
+
+INSIDE_WORDS = 39
+"""Dev questions whose `answer_start`, the first place where the answer's letters stand, lies inside another word
+("90" in "1990s", "ten" in "patented"): the tokens that hold them hold more."""
+
+
+@pytest.mark.slow
+def test_every_gold_span_of_the_dev_set_comes_back_from_its_window(shared):
+    questions = load_squad(SQUAD["squad"], shared / "data" / "squad", "dev")
+    tokenizer = load_tokenizer(shared / "models" / "minilm-l6-h384")
+    windows = encode_windows(questions, tokenizer, **TaskSettings(task="squad").windowing)
+    assert windows.lengths.max() <= 384
+    found, inside = set(), set()
+    for row in np.flatnonzero(windows.labels.any(axis=1)):
+        question, (first, last) = int(windows.question[row]), windows.labels[row]
+        found.add(question)
+        context, (begin, end) = questions.texts[1][question], questions.labels[question]
+        text = context[places(windows, row)[first, 0] : places(windows, row)[last, 1]]
+        if text != questions.answers[question][0]:
+            assert any(context[place - 1 : place + 1].isalnum() for place in (begin, end))
+            inside.add(question)
+    assert len(found) == len(questions) == 5400
+    assert len(inside) == INSIDE_WORDS
