@@ -99,6 +99,10 @@ class Checkpoints:
         self._note(step, metric)
         self._pending = self._worker.submit(self._commit, writing.result, saving, facts)
 
+    def saved(self) -> bool:
+        """Whether no save is under way."""
+        return self._pending is None or self._pending.done()
+
     def wait(self) -> None:
         """Wait until the last save is on disk.
 
