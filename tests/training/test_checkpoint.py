@@ -190,3 +190,25 @@ def test_parts_are_read_with_plain_orbax_calls(two):
 
     tree = ocp.load(str(two / "00000009" / "state"))
     np.testing.assert_array_equal(tree["trained"]["params"]["w"], state(9).trained["params"]["w"])
+
+
+def test_the_best_stays_beside_the_newest_and_comes_back(tmp_path):
+    saved = checkpoints(tmp_path / "kept", keep=2)
+    for step, metric in ((1, 0.5), (2, 0.9), (3, None), (4, 0.9), (5, 0.7), (6, None)):
+        saved.save(step, state(step), metric)
+    saved.wait()
+    assert steps(tmp_path / "kept") == ["00000002", "00000005", "00000006"]
+    again = checkpoints(tmp_path / "kept")
+    same(again.restore(state(0)), state(6))
+    assert (again.newest, again.best) == (6, (0.9, 2))
+    same(again.restore_best(state(0)), state(2))
+
+
+def test_a_checkpoint_of_other_devices_is_told(copied, caplog):
+    path = copied / "00000009" / MANIFEST
+    facts = json.loads(path.read_text())
+    del facts["sha256"]
+    facts |= {"devices": 8, "processes": 2}
+    write_json(path, facts | {"sha256": manifest._digest_of(facts)})
+    same(checkpoints(copied).restore(state(0)), state(9))
+    assert "was saved by 8 devices in 2 processes; on 1 in 1" in caplog.text

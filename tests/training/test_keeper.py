@@ -113,6 +113,29 @@ def test_a_training_that_fails_leaves_no_save_under_way(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
 
 
+def test_what_is_measured_is_saved_and_the_best_comes_back(tmp_path):
+    scores = {2: 0.25, 4: 0.75, 6: 0.5}
+    keeper = Keeper(
+        Checkpoints(tmp_path, identity={}, keep=1),
+        steps=None,
+        minutes=1e9,
+        evaluate=lambda number, state: scores.get(number),
+    )
+    for number in range(1, 7):
+        state = STATE._replace(step=np.asarray(number, np.int32))
+        keeper.after(number, state)
+    keeper.finish(6, state)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000004", "00000006"]
+    assert int(keeper.best(state).step) == 4
+    keeper.close()
+
+
+def test_nothing_measured_gives_the_last_state(tmp_path):
+    keeper = Keeper(Checkpoints(tmp_path, identity={}, keep=1), steps=None, minutes=1e9)
+    assert keeper.best(STATE) is STATE
+    assert keeper.newest() == "no checkpoint yet"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_a_request(number):
     before = signal.getsignal(number)

@@ -1,19 +1,21 @@
 """One train step: what moves, what must not, and what never recompiles."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mlprune_jax.config.geometry import ModelConfig
-from mlprune_jax.config.settings import Distillation, HeadRowStage
+from mlprune_jax.config.settings import Distillation, HeadRowStage, TrainSettings
 from mlprune_jax.errors import IntegrityError
-from mlprune_jax.models.tasks import TaskModel, init_params
+from mlprune_jax.models.tasks import TaskModel, init_params, predict_logits
 from mlprune_jax.pruning.density import HeadRowCost, counted_budget
 from mlprune_jax.pruning.granularity import HEAD, ROW, find_groups
 from mlprune_jax.pruning.masks import init_scores, init_thresholds
 from mlprune_jax.training.checkpoint import load_state, save_state
-from mlprune_jax.training.optimizer import pruning_optimizer
+from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
 from mlprune_jax.training.state import Fixed, init_state, merge, split_frozen
 from mlprune_jax.training.step import make_train_step
 
@@ -108,3 +110,46 @@ def test_learned_state_survives_a_checkpoint_and_damage_is_told(setting, tmp_pat
         np.testing.assert_array_equal(a, b)
     with pytest.raises(IntegrityError, match="does not hold the expected state"):
         load_state(tmp_path / "absent", trained)
+
+
+def one_step(model, **options):
+    """A plain step from the same start over the same batch; its gradient's moment, loss and norm on the host."""
+    optimizer = plain_optimizer(TrainSettings(learning_rate=1e-2, warmup=0.0, max_grad_norm=1e9), 10)
+    step = make_train_step(model, optimizer, **options)
+    state, metrics = step(init_state({"params": init_params(MODEL, 0)}, optimizer), Fixed({}), batch(), KEY)
+    moments = optax.tree.get(state.opt_state, "mu")
+    return jax.device_get((moments, metrics["loss"], metrics["grad_norm"]))
+
+
+def assert_close(one, other):
+    """Each array to 1e-5 of its largest value, or to float32's resolution of the largest of all, which they cancel to."""
+    largest = max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(one))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        atol = max(1e-5 * np.max(np.abs(a)), np.finfo(np.float32).eps * largest)
+        np.testing.assert_allclose(b, a, rtol=0, atol=atol)
+
+
+def test_a_batch_in_parts_is_the_whole_batch():
+    """Without dropout, whose draws differ by part."""
+    still = TaskModel(
+        CONFIG.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}), "classification", 2
+    )
+    assert_close(one_step(still), one_step(still, accumulate=2))
+
+
+def test_rematerialized_is_the_same_step():
+    again = TaskModel(CONFIG, "classification", 2, rematerialize=True)
+    assert_close(one_step(MODEL), one_step(again))
+
+
+def test_deterministic_is_the_same_step_on_a_cpu():
+    assert_close(one_step(MODEL), one_step(MODEL, deterministic=True))
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_train_step_and_forward_lower_for(setting, platform):
+    step, fresh, fixed = setting
+    exported = jax.export.export(step, platforms=[platform])(fresh(), fixed, batch(), KEY)
+    assert exported.platforms == (platform,)
+    forward = jax.jit(lambda params, inputs: predict_logits(MODEL, params, inputs))
+    assert jax.export.export(forward, platforms=[platform])(fixed.teacher, batch()).out_avals[0].shape == (4, 2)
