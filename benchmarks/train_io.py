@@ -1,11 +1,12 @@
-"""What training waits for besides the device: saves of a BERT-base state, and batches.
+"""What training waits for besides the device: saves of a BERT-base state, batches, and the dispatch of a step.
 
     python benchmarks/train_io.py [--saves 5] [--json FILE]
 
 Saves: the time for which `Checkpoints.save` blocks the loop, with the state of dense BERT-base fine-tuning (parameters
 and both Adam moments), while the device computes steps of another model; a save that is still being written is waited
 for before the next, and that is not counted. Batches: how many a second `Batches.iterate` makes alone, of 20,000 random
-examples of up to 128 tokens, 32 rows each.
+examples of up to 128 tokens, 32 rows each. Dispatch: the time of a whole step of a BERT with as many arrays as
+BERT-base (12 layers) but 16 wide, on 2 x 8 tokens: more than what several steps in one call could save of each.
 """
 
 import argparse
@@ -22,14 +23,16 @@ import numpy as np
 from describe import describe
 from train_step import CONFIG, MODEL
 
+from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.settings import TrainSettings
 from mlprune_jax.data.batches import Batches
 from mlprune_jax.data.encode import Encoded
-from mlprune_jax.models.tasks import init_params
+from mlprune_jax.models.tasks import TaskModel, init_params
 from mlprune_jax.training.checkpoint import Checkpoints
 from mlprune_jax.training.mesh import Layout
 from mlprune_jax.training.optimizer import plain_optimizer
-from mlprune_jax.training.state import init_state
+from mlprune_jax.training.state import Fixed, init_state
+from mlprune_jax.training.step import make_train_step
 
 
 def saves(count):
@@ -66,12 +69,28 @@ def batches(steps=2000):
     return {"per_second": steps / (time.perf_counter() - started)}
 
 
+def dispatch(calls=200):
+    config = ModelConfig(hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=100)
+    model, optimizer = TaskModel(config, "classification", 2), plain_optimizer(TrainSettings(), 1000)
+    layout, ids = Layout(), np.ones((2, 8), np.int32)
+    state = layout.place(init_state({"params": init_params(model, 0)}, optimizer))
+    step = make_train_step(model, optimizer, out_shardings=(layout.shardings(state), layout.everywhere))
+    batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids * 0, "labels": np.zeros(2, np.int32)}
+    key, fixed = layout.key(0), Fixed({})
+    state, metrics = step(state, fixed, layout.batch(batch), key)
+    started = time.perf_counter()
+    for _ in range(calls):
+        state, metrics = step(state, fixed, layout.batch(batch), key)
+    jax.block_until_ready(metrics)
+    return {"arrays": len(jax.tree.leaves(state)), "seconds_per_step": (time.perf_counter() - started) / calls}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--saves", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    result = describe() | {"batches": batches(), "saves": saves(args.saves)}
+    result = describe() | {"batches": batches(), "saves": saves(args.saves), "step": dispatch()}
     print(json.dumps(result, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -59,13 +59,14 @@ def verify(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
 def predict(
     folder: Folder,
     source: Annotated[
-        str, typer.Option("--input", "-i", metavar="FILE", help="tsv, csv or jsonl; - reads standard input.")
+        str,
+        typer.Option("--input", "-i", metavar="FILE", help="tsv, csv, jsonl or SQuAD json; - reads standard input."),
     ],
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="jsonl; - writes standard output.")
     ] = "-",
     table_format: Annotated[
-        str | None, typer.Option("--format", help="tsv, csv or jsonl; the file's ending else.")
+        str | None, typer.Option("--format", help="tsv, csv, jsonl or json; the file's ending else.")
     ] = None,
     columns: Annotated[
         str | None, typer.Option(help="Columns of the texts, a,b for pairs; the task's otherwise.")

@@ -122,7 +122,7 @@ def one_step(model, **options):
 
 
 def assert_close(one, other):
-    """Each array to 1e-5 of its largest value, or to float32's resolution of the largest of all, which they cancel to."""
+    """Each array to 1e-5 of its largest value, or to float32's resolution of the largest of all, where sums cancel."""
     largest = max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(one))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         atol = max(1e-5 * np.max(np.abs(a)), np.finfo(np.float32).eps * largest)
