@@ -138,12 +138,12 @@ def torch_step(batch, *, pruning):
     return step
 
 
-def jax_step(batch, *, pruning, dtype="float32"):
+def jax_step(batch, *, pruning, dtype="float32", accumulate=1):
     model = TaskModel(CONFIG, "classification", 2, getattr(jax.numpy, dtype))
     params = init_params(model, 0)
     if not pruning:
         optimizer = plain_optimizer(TrainSettings(), 1000)
-        step, fixed = make_train_step(model, optimizer), Fixed({})
+        step, fixed = make_train_step(model, optimizer, accumulate=accumulate), Fixed({})
         state = init_state({"params": params}, optimizer)
     else:
         groups = find_groups(CONFIG, (HEAD, ROW))
@@ -151,7 +151,8 @@ def jax_step(batch, *, pruning, dtype="float32"):
         trained, frozen = split_frozen(params, freeze_embeddings=True)
         tree = {"params": trained, "scores": init_scores(groups, "kaiming_uniform")}
         state = init_state(tree | {"thresholds": init_thresholds(groups, 1.0)}, optimizer)
-        step = make_train_step(model, optimizer, groups=groups, teacher=model, distillation=Distillation())
+        options = {"teacher": model, "distillation": Distillation(), "accumulate": accumulate}
+        step = make_train_step(model, optimizer, groups=groups, **options)
         fixed = Fixed(frozen, None, jax.tree.map(np.asarray, params))
     fixed = jax.device_put(fixed)
     held = [state]
@@ -168,9 +169,11 @@ def compare(rounds):
     steps = {
         "dense/torch float32": torch_step(batch, pruning=False),
         "dense/jax float32": jax_step(batch, pruning=False),
+        "dense/jax float32 in 4 parts": jax_step(batch, pruning=False, accumulate=4),
         "dense/jax bfloat16": jax_step(batch, pruning=False, dtype="bfloat16"),
         "pruning/torch float32": torch_step(batch, pruning=True),
         "pruning/jax float32": jax_step(batch, pruning=True),
+        "pruning/jax float32 in 4 parts": jax_step(batch, pruning=True, accumulate=4),
         "pruning/jax bfloat16": jax_step(batch, pruning=True, dtype="bfloat16"),
     }
     for step in steps.values():

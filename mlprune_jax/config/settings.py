@@ -246,8 +246,8 @@ class RunConfig(TaskSettings):
         model: folder or hub id of a BERT; "demo" is a tiny fresh one of ``geometry`` with a generated vocabulary.
         data: folder of the data; "hub" fetches GLUE and SQuAD; "demo" is generated.
         compute_dtype: of products and activations; parameters and sums stay float32.
-        fsdp: devices over which parameters and optimiser state are split, for models that do not fit on one; the
-            batch is split over all devices in any case.
+        fsdp: devices over which parameters and optimiser state are split, for training states that do not fit on one;
+            the batch is split over all devices in any case.
         rematerialize: compute each layer's activations again in the backward pass instead of keeping them.
         deterministic: forbid GPU operations whose sums depend on the order of threads; slower there.
         evaluate_steps: between two evaluations on the dev split within dense training and recovery, whose result is

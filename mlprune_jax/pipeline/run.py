@@ -146,8 +146,7 @@ class _Run:
             raise ConfigError("every stage is disabled: nothing to do", hint="enable dense, heads_rows or blocks")
         if config.model == "demo":
             source = folder.root / "demo"
-            if not (source / "dev.tsv").is_file():
-                first_alone(lambda: write_demo(source, seed=config.seed))
+            first_alone(lambda: write_demo(source, seed=config.seed))  # the same files whenever it is written
             self.base, data = source, str(source)
         else:
             self.base, data = resolve_model(config.model, offline=config.offline), config.data

@@ -35,7 +35,7 @@ def score_split(
     """
     batches = eval_batches(encoded, batch_size=batch_size, buckets=settings.buckets)
     forward = make_forward(module, layout)
-    params = layout.copies(params)
+    params = layout.place(params)
     if isinstance(encoded, Windows):
         return evaluate_answers(forward, params, encoded, batches, settings)
     return evaluate(forward, params, batches, task.metrics, task.kind)

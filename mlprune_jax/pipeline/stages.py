@@ -40,7 +40,7 @@ from mlprune_jax.training.loop import fit
 from mlprune_jax.training.mesh import Layout
 from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
 from mlprune_jax.training.speed import RATES, Meter, peak_memory, step_work
-from mlprune_jax.training.state import Fixed, TrainState, init_state, merge, split_frozen
+from mlprune_jax.training.state import Fixed, TrainState, merge, place_state, split_frozen
 from mlprune_jax.training.step import make_train_step
 
 _log = logging.getLogger(__name__)
@@ -294,7 +294,7 @@ def _train(
     """Compile the step, run it over the stage's batches, and return what it trained."""
     layout, run = context.layout, context.config
     taught = teacher if run.distillation is not None else None
-    state = layout.place(init_state(trained, optimizer))
+    state = place_state(layout, trained, optimizer)
     step = make_train_step(
         context.module(config),
         optimizer,
@@ -328,7 +328,7 @@ def _train(
         layout=layout,
         meter=Meter(step_work(config, taught.config if taught else None), run.compute_dtype),
     )
-    context.measured(stage, {"steps": steps, "peak_memory_bytes": peak_memory(), **rates})
+    context.measured(stage, {"steps": steps, "steps_here": steps - done, "peak_memory_bytes": peak_memory(), **rates})
     return layout.to_host(keeper.best(state).trained)
 
 

@@ -86,5 +86,5 @@ def summarize(
             name: {k: v for k, v in report.items() if k not in ("layers", "trainings")}
             for name, report in stages.items()
         },
-        "trainings": {name: speed for report in stages.values() for name, speed in report["trainings"].items()},
+        "trainings": {name: speed for report in stages.values() for name, speed in report.get("trainings", {}).items()},
     }

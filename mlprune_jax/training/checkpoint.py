@@ -7,6 +7,7 @@ both are complete; until then it is called ``<step>.saving``.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,6 +89,7 @@ class Checkpoints:
             MLPruneError: the earlier save failed, or this one cannot begin; earlier checkpoints stay as they are.
         """
         self.wait()
+        metric = None if metric is None or math.isnan(metric) else metric
         saving = self.folder / f"{step:08d}{SAVING}"
         facts = {"identity": self._identity, "step": step, "leaves": _leaves(tree), "metric": metric}
         facts |= {"devices": jax.device_count(), "processes": jax.process_count()}

@@ -32,7 +32,8 @@ class Layout:
     """
 
     def __init__(self, fsdp: int = 1, *, devices: Sequence[Any] | None = None):
-        found = jax.devices() if devices is None else list(devices)
+        # By process: each provides the next rows of a batch, and those are the next devices' rows.
+        found = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
         if len(found) % fsdp:
             raise ConfigError(f"fsdp {fsdp} does not divide the {len(found)} devices", hint="use a divisor, or 1")
         grid = np.array(found).reshape(-1, fsdp)
@@ -40,6 +41,7 @@ class Layout:
         self.mesh = Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
         self.everywhere = NamedSharding(self.mesh, PartitionSpec())
         self._rows = NamedSharding(self.mesh, PartitionSpec((DATA, FSDP)))
+        self._whole = jax.jit(lambda leaf: leaf, out_shardings=self.everywhere)
 
     def check_rows(self, rows: int, what: str) -> None:
         """See that a batch of ``rows`` can be split evenly.
@@ -61,10 +63,6 @@ class Layout:
         """A pytree of equal values on every process, laid out as `shardings` says."""
         return jax.tree.map(_from_host, tree, self.shardings(tree))
 
-    def copies(self, tree: Any) -> Any:
-        """A pytree of equal values on every process, whole on every device."""
-        return jax.tree.map(lambda leaf: _from_host(leaf, self.everywhere), tree)
-
     def batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """A global batch from this process's rows of it, in the order of processes."""
         return {name: jax.make_array_from_process_local_data(self._rows, rows) for name, rows in batch.items()}
@@ -75,8 +73,8 @@ class Layout:
 
     def to_host(self, tree: Any) -> Any:
         """A pytree of numpy arrays, whole on every process."""
-        whole = jax.jit(lambda leaves: leaves, out_shardings=self.everywhere)
-        return jax.device_get(tree if self.mesh.size == 1 else whole(tree))
+        # Leaf by leaf: no device has to hold the whole tree beside its share.
+        return jax.tree.map(lambda leaf: jax.device_get(leaf if self.mesh.size == 1 else self._whole(leaf)), tree)
 
     def _split(self, shape: tuple[int, ...]) -> PartitionSpec:
         fsdp = self.mesh.shape[FSDP]

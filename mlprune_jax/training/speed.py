@@ -18,7 +18,9 @@ PEAK_FLOPS = {
     "A100": 312e12,
     "TPU v6": 918e12,
     "TPU v5p": 459e12,
-    "TPU v5": 197e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
     "TPU v4": 275e12,
 }
 """Dense bfloat16 FLOP per second by the vendors' data sheets, by a part of the device's kind; the first that fits."""
@@ -58,7 +60,7 @@ def step_work(student: ModelConfig, teacher: ModelConfig | None) -> Work:
 
 
 class Meter:
-    """Counts what a loop does; calls that compile are left out of the rates.
+    """Counts what a loop does; calls that compile, and time spent on other things, are left out of the rates.
 
     Args:
         work: model FLOP of a step by (rows, length); 0 where unset.
@@ -68,7 +70,7 @@ class Meter:
     def __init__(self, work: Work | None = None, dtype: str = "float32"):
         self._work, self._dtype = work, dtype
         self._started = time.perf_counter()
-        self._compiling, self._steps, self._tokens, self._flops = 0.0, 0, 0, 0.0
+        self._compiling, self._elsewhere, self._steps, self._tokens, self._flops = 0.0, 0.0, 0, 0, 0.0
         self._seen: set[tuple[int, ...]] = set()
 
     def count(self, shape: tuple[int, ...], seconds: float) -> None:
@@ -82,13 +84,17 @@ class Meter:
         self._tokens += rows * length
         self._flops += self._work(rows, length) if self._work else 0.0
 
+    def leave_out(self, seconds: float) -> None:
+        """Time in which no step was asked for: evaluations, saves."""
+        self._elsewhere += seconds
+
     def values(self) -> dict[str, float]:
         """``seconds`` in all, ``compile_seconds``, and rates over the rest, for all devices together.
 
         ``model_flop_utilisation`` is there where the devices' peak is known.
         """
         seconds = time.perf_counter() - self._started
-        busy = max(seconds - self._compiling, 1e-9)
+        busy = max(seconds - self._compiling - self._elsewhere, 1e-9)
         rates = {"steps": float(self._steps), "tokens": float(self._tokens), "model_flops": self._flops}
         values = {f"{name}_per_second": count / busy for name, count in rates.items() if count}
         peak = _peak_flops(self._dtype)
@@ -98,7 +104,7 @@ class Meter:
 
 
 def peak_memory() -> int:
-    """Most bytes that were in use at once: of the first local device, or of the process where that is a CPU."""
+    """Most bytes in use at once since the process began: of the first local device, or on a CPU of the process."""
     stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
+
+from mlprune_jax.training.mesh import Layout
 
 Params = dict[str, Any]
 
@@ -52,6 +55,13 @@ def init_state(trained: dict[str, Any], optimizer: optax.GradientTransformation)
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, zero, zero, trained, optimizer.init(trained))
     return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype, copy=True), state)
+
+
+def place_state(layout: Layout, trained: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
+    """`init_state` laid out on a mesh; nothing of it is ever whole where ``layout`` splits it."""
+    make = partial(init_state, optimizer=optimizer)
+    shardings = layout.shardings(jax.eval_shape(make, trained))
+    return jax.jit(make, out_shardings=shardings)(layout.place(trained))
 
 
 def split_frozen(params: Params, *, freeze_embeddings: bool) -> tuple[Params, Params]:

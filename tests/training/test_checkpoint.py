@@ -212,3 +212,12 @@ def test_a_checkpoint_of_other_devices_is_told(copied, caplog):
     write_json(path, facts | {"sha256": manifest._digest_of(facts)})
     same(checkpoints(copied).restore(state(0)), state(9))
     assert "was saved by 8 devices in 2 processes; on 1 in 1" in caplog.text
+
+
+def test_a_metric_that_is_no_number_is_never_the_best(tmp_path):
+    saved = checkpoints(tmp_path / "kept", keep=1)
+    for step, metric in ((1, float("nan")), (2, 0.5), (3, float("nan"))):
+        saved.save(step, state(step), metric)
+    saved.wait()
+    assert saved.best == (0.5, 2)
+    assert steps(tmp_path / "kept") == ["00000002", "00000003"]

@@ -24,7 +24,8 @@ FOUR_DEVICES = """if True:
     placed = layout.place(tree)
     save_state(folder / "split", placed)
     whole = load_state(folder / "whole", layout.place({"w": np.zeros((2, 2**14), np.float32)}))
-    batch = layout.batch({"input_ids": np.arange(8).reshape(8, 1)})
+    turned = Layout(devices=jax.devices()[::-1])
+    batch = turned.batch({"input_ids": np.arange(8).reshape(8, 1)})
     parts = lambda leaf: [shard.data.shape for shard in leaf.addressable_shards]
     print(json.dumps({
         "devices": jax.device_count(),

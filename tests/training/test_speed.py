@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
-from mlprune_jax.training.speed import RATES, Meter, forward_flops, peak_memory, step_work
+from mlprune_jax.training.speed import PEAK_FLOPS, RATES, Meter, forward_flops, peak_memory, step_work
 
 BASE = ModelConfig()
 
@@ -28,16 +28,18 @@ def test_backward_counts_twice_and_the_teacher_once():
     assert step_work(BASE, BASE)(8, 64) == 4 * forward
 
 
-def test_calls_that_compile_are_left_out(monkeypatch):
+def test_calls_that_compile_and_evaluations_are_left_out(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     meter = Meter(lambda rows, length: 1e6)
     for shape, seconds in (((4, 8), 30.0), ((4, 8), 0.5), ((4, 16), 20.0), ((4, 8), 0.5)):
         now[0] += seconds
         meter.count(shape, seconds)
+    now[0] += 9.0
+    meter.leave_out(9.0)
     values = meter.values()
     assert values["compile_seconds"] == 50.0
-    assert values["seconds"] == 51.0
+    assert values["seconds"] == 60.0
     assert values["steps_per_second"] == pytest.approx(2.0)
     assert values["tokens_per_second"] == pytest.approx(64.0)
     assert values["model_flops_per_second"] == pytest.approx(2e6)
@@ -65,3 +67,8 @@ def test_on_a_cpu_there_is_no_utilisation_but_memory():
     meter.count((1, 1), 0.0)
     assert "model_flop_utilisation" not in meter.values()
     assert peak_memory() > 1 << 20
+
+
+@pytest.mark.parametrize(("kind", "peak"), [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v5p", 459e12)])
+def test_a_device_is_known_by_the_first_name_that_fits(kind, peak):
+    assert next(flops for name, flops in PEAK_FLOPS.items() if name in kind) == peak
