@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 PATIENCE = 300
 """Seconds until processes that have not found each other give up."""
-HEARTBEAT = 60
+HEARTBEAT = 100
 """Seconds after which a process that says nothing counts as dead; jax then ends the others."""
 UNMET = "see that all of them run, and that process 0's host and port can be reached from each"
 TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
