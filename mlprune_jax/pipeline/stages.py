@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,14 +154,6 @@ def train_plain(
     def whole(trained: dict[str, Any]) -> Model:
         return Model(model.config, apply_masks(merge(trained["params"], frozen), masks))
 
-    def measure(number: int, state: TrainState) -> float | None:
-        every = context.config.evaluate_steps
-        if every is None or (number % every and number != steps):
-            return None
-        metrics = score(context, whole(context.layout.to_host(state.trained)))
-        context.log({"stage": stage, "step": number, "steps": steps} | {f"dev_{k}": v for k, v in metrics.items()})
-        return metrics[context.task.metrics[0]]
-
     result = _train(
         context,
         stage,
@@ -171,7 +164,7 @@ def train_plain(
         plain_optimizer(settings, steps),
         Fixed(frozen, masks, None),
         teacher,
-        measure=measure,
+        measure=lambda trained: score(context, whole(trained)),
     )
     return whole(result)
 
@@ -289,9 +282,12 @@ def _train(
     teacher: Model | None,
     cost: Cost | None = None,
     temperature: float = 1.0,
-    measure: Evaluate = lambda number, state: None,
+    measure: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Compile the step, run it over the stage's batches, and return what it trained."""
+    """Compile the step, run it over the stage's batches, and return what it trained.
+
+    With ``measure``, which gives the dev metrics of what is trained, that is the state which measured best.
+    """
     layout, run = context.layout, context.config
     taught = teacher if run.distillation is not None else None
     state = place_state(layout, trained, optimizer)
@@ -308,13 +304,25 @@ def _train(
     )
     fixed = layout.place(fixed._replace(teacher=taught.params if taught else None))
     batches = context.batches(settings, stage)
+    meter = Meter(step_work(config, taught.config if taught else None), run.compute_dtype)
     rates: dict[str, Any] = {}
+
+    def evaluate(number: int, state: TrainState) -> float | None:
+        every = run.evaluate_steps
+        if measure is None or every is None or (number % every and number != steps):
+            return None
+        jax.block_until_ready(state)  # the steps under way are the training's time, what follows is not
+        began = time.perf_counter()
+        metrics = measure(layout.to_host(state.trained))
+        meter.leave_out(time.perf_counter() - began)
+        context.log({"stage": stage, "step": number, "steps": steps} | {f"dev_{k}": v for k, v in metrics.items()})
+        return metrics[context.task.metrics[0]]
 
     def log(number: int, values: dict[str, float]) -> None:
         context.log({"stage": stage, "step": number, "steps": steps, **values})
         rates.update({name: values[name] for name in values if name in RATES})
 
-    state, keeper = context.go_on(stage, state, measure)
+    state, keeper = context.go_on(stage, state, evaluate)
     done = int(state.step)
     state = fit(
         step,
@@ -326,7 +334,7 @@ def _train(
         log_every=run.log_every,
         keeper=keeper,
         layout=layout,
-        meter=Meter(step_work(config, taught.config if taught else None), run.compute_dtype),
+        meter=meter,
     )
     context.measured(stage, {"steps": steps, "steps_here": steps - done, "peak_memory_bytes": peak_memory(), **rates})
     return layout.to_host(keeper.best(state).trained)

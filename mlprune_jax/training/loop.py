@@ -69,9 +69,7 @@ def fit(
             meter.count(batch["input_ids"].shape, time.perf_counter() - called)
             if number % log_every == 0:
                 _report(number, metrics, meter, log, keeper, local)
-            began = time.perf_counter()
             keeper.after(number, state)
-            meter.leave_out(time.perf_counter() - began)
         if number % log_every and number > first:
             _report(number, metrics, meter, log, keeper, local)
         keeper.finish(number, state)

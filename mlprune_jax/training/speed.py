@@ -60,7 +60,7 @@ def step_work(student: ModelConfig, teacher: ModelConfig | None) -> Work:
 
 
 class Meter:
-    """Counts what a loop does; calls that compile, and time spent on other things, are left out of the rates.
+    """Counts what a loop does; calls that compile, and evaluations, are left out of the rates, saves are not.
 
     Args:
         work: model FLOP of a step by (rows, length); 0 where unset.
@@ -85,7 +85,7 @@ class Meter:
         self._flops += self._work(rows, length) if self._work else 0.0
 
     def leave_out(self, seconds: float) -> None:
-        """Time in which no step was asked for: evaluations, saves."""
+        """Time in which the device took no step: an evaluation's, from when the steps before it are done."""
         self._elsewhere += seconds
 
     def values(self) -> dict[str, float]:

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.settings import TrainSettings
 from mlprune_jax.errors import NumericalError
 from mlprune_jax.models.tasks import TaskModel, init_params
@@ -16,15 +15,8 @@ from mlprune_jax.training.optimizer import plain_optimizer
 from mlprune_jax.training.speed import Meter
 from mlprune_jax.training.state import Fixed, init_state
 from mlprune_jax.training.step import make_train_step
+from tests.training.tiny import CONFIG
 
-CONFIG = ModelConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=16,
-)
 MODEL = TaskModel(CONFIG, "regression", 1)
 OPTIMIZER = plain_optimizer(TrainSettings(learning_rate=1e-3), 40)
 STEP = make_train_step(MODEL, OPTIMIZER)

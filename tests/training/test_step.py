@@ -7,7 +7,6 @@ import numpy as np
 import optax
 import pytest
 
-from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.settings import Distillation, HeadRowStage, TrainSettings
 from mlprune_jax.errors import IntegrityError
 from mlprune_jax.models.tasks import TaskModel, init_params, predict_logits
@@ -18,15 +17,8 @@ from mlprune_jax.training.checkpoint import load_state, save_state
 from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
 from mlprune_jax.training.state import Fixed, init_state, merge, split_frozen
 from mlprune_jax.training.step import make_train_step
+from tests.training.tiny import CONFIG
 
-CONFIG = ModelConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=16,
-)
 MODEL = TaskModel(CONFIG, "classification", 2)
 GROUPS = find_groups(CONFIG, (HEAD, ROW))
 KEY = jax.random.key(0)
