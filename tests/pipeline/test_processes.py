@@ -17,10 +17,11 @@ from mlprune_jax.pipeline.verification import verify_folder
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
 DENSE_ONLY = {"heads_rows": {"enabled": False}, "blocks": {"enabled": False}}
-PROGRAM = (sys.executable, "-c", "from mlprune_jax.cli import main; main()")
+PROGRAM = "from mlprune_jax.cli import main; main()"
+IMPATIENT = f"from mlprune_jax.training import processes; processes.HEARTBEAT = 30; {PROGRAM}"
 
 
-def start_two(*command):
+def start_two(*command, program=PROGRAM):
     """The command in two processes of two virtual devices, that know of each other."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -32,7 +33,10 @@ def start_two(*command):
     engine = ("--coordinator", address, "--processes", "2", "--process")
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return [
-        subprocess.Popen([*PROGRAM, *command, *engine, str(i)], **streams, text=True, env=environment) for i in range(2)
+        subprocess.Popen(
+            [sys.executable, "-c", program, *command, *engine, str(i)], **streams, text=True, env=environment
+        )
+        for i in range(2)
     ]
 
 
@@ -77,7 +81,9 @@ def test_two_processes_are_one_program(tiny, tmp_path):
 def test_a_process_that_dies_ends_the_other_and_one_goes_on_alone(tiny, tmp_path, caplog):
     config = tiny.config(prune=DENSE_ONLY, log_every=1, checkpoint_steps=1, fsdp=2)
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    processes = start_two("prune", "--config", str(tmp_path / "config.yaml"), "-o", str(tmp_path / "run"))
+    processes = start_two(
+        "prune", "--config", str(tmp_path / "config.yaml"), "-o", str(tmp_path / "run"), program=IMPATIENT
+    )
     for line in processes[0].stderr:
         if "dense 4/" in line:
             break
