@@ -35,7 +35,7 @@ class TrainSettings(Frozen):
         warmup: share of the steps over which learning rates rise linearly; they then fall linearly to 0.
         accumulate: parts in which a batch passes through the device, one after the other, for less memory. Terms that
             average over tokens average over each part's, then over the parts.
-        max_grad_norm: clip of the global norm of all gradients, the penalty's part included.
+        max_grad_norm: clip of the global norm of the gradients.
     """
 
     epochs: Annotated[Real, Field(gt=0)] = 3.0
@@ -76,7 +76,12 @@ class PruneStage(TrainSettings):
             else a folder; unset: the stage before.
         teacher: another teacher, named likewise; unset: the stage before.
         score_learning_rate, threshold_learning_rate: of scores and thresholds.
-        score_init, score_scale: see `mlprune_jax.pruning.masks.init_scores`.
+        score_init, score_scale: see `mlprune_jax.pruning.masks.init_scores`; "magnitude" starts from the mean absolute
+            weight of each unit of the student.
+        threshold_gradient: how the loss moves thresholds, see `mlprune_jax.pruning.binarize.binarize`.
+        densities: "learned" gives each group a threshold of its own; "equal" keeps the same share of every group.
+        clip: "all" clips the one norm of all gradients, the penalty's part included, as published; "weights" that of
+            the weights alone, so that a strong penalty does not shrink their step.
         threshold_start: first logit of the kept fractions; 5 keeps 99.3 %, 10 (published) everything.
         temperature: LEAP's sigmoid temperature of the thresholds; 1 is MLPruning.
         max_strength, min_strength, weak_strength, weak_below: the adaptive strength of the penalty.
@@ -96,10 +101,13 @@ class PruneStage(TrainSettings):
     teacher: str | None = None
     score_learning_rate: Rate = 1e-2
     threshold_learning_rate: Rate = 1e-1
-    score_init: Literal["constant", "uniform", "kaiming_uniform"] = "constant"
+    score_init: Literal["constant", "uniform", "kaiming_uniform", "magnitude"] = "constant"
     score_scale: Rate = 0.0
     threshold_start: Real = 5.0
     temperature: Annotated[Real, Field(gt=0)] = 1.0
+    threshold_gradient: Literal["sum", "boundary"] = "sum"
+    densities: Literal["learned", "equal"] = "learned"
+    clip: Literal["all", "weights"] = "all"
     max_strength: Rate = 20000.0
     min_strength: Rate = 1000.0
     weak_strength: Rate = 1000.0

@@ -61,10 +61,11 @@ def _product_forward(x: Array, kernel: Array, dtype: Any) -> tuple[Array, tuple[
 
 def _product_backward(dtype: Any, operands: tuple[Array, Array], upstream: Array) -> tuple[Array, Array]:
     x, kernel = operands
-    upstream, last, tokens = upstream.astype(dtype), x.ndim - 1, tuple(range(x.ndim - 1))
+    # One axis of tokens: summed over two, XLA would transpose x for a CPU first, which took a tenth of a training step.
+    rows, upstream = x.reshape(-1, x.shape[-1]), upstream.reshape(-1, upstream.shape[-1]).astype(dtype)
     dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    dx = dot(upstream, kernel, (((last,), (1,)), ((), ())))
-    return dx.astype(x.dtype), dot(x, upstream, ((tokens, tokens), ((), ())))
+    dx = dot(upstream, kernel, (((1,), (1,)), ((), ())))
+    return dx.reshape(x.shape).astype(x.dtype), dot(rows, upstream, (((0,), (0,)), ((), ())))
 
 
 product.defvjp(_product_forward, _product_backward)

@@ -33,7 +33,7 @@ from mlprune_jax.pruning.density import (
     threshold_counts,
 )
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
-from mlprune_jax.pruning.masks import apply_masks, init_scores, init_thresholds, masks_keeping
+from mlprune_jax.pruning.masks import apply_masks, init_scores, init_thresholds, magnitudes, masks_keeping
 from mlprune_jax.pruning.shrink import shrink
 from mlprune_jax.training.arrival import threshold_rate
 from mlprune_jax.training.keeper import Keeper
@@ -238,7 +238,7 @@ def _learn(
     seed = stage_seed(context.config.seed, f"{stage}.scores")
     trained = {
         "params": params,
-        "scores": init_scores(cost.groups, settings.score_init, seed=seed, scale=settings.score_scale),
+        "scores": _first_scores(settings, cost, student, seed),
         "thresholds": init_thresholds(cost.groups, settings.threshold_start),
     }
     optimizer = pruning_optimizer(settings, steps, budget, aim, rate)
@@ -253,7 +253,6 @@ def _learn(
         Fixed(frozen),
         teacher,
         cost,
-        settings.temperature,
     )
     scores = jax.tree.map(jnp.asarray, trained["scores"])
     learned = Learned(merge(trained["params"], frozen), scores, trained["thresholds"])
@@ -262,6 +261,12 @@ def _learn(
     kept = cut_to(cost, logits, target, temperature=settings.temperature) if settings.final_cut else before
     _log.info("%s: density %.4f by count, %.4f after the cut", stage, density(cost, before), density(cost, kept))
     return learned, kept
+
+
+def _first_scores(settings: PruneStage, cost: Cost, student: Model, seed: int) -> dict[str, jax.Array]:
+    if settings.score_init == "magnitude":
+        return magnitudes(cost.groups, student.params)
+    return init_scores(cost.groups, settings.score_init, seed=seed, scale=settings.score_scale)
 
 
 def _published_target(cost: Cost, target: float) -> float:
@@ -281,7 +286,6 @@ def _train(
     fixed: Fixed,
     teacher: Model | None,
     cost: Cost | None = None,
-    temperature: float = 1.0,
     measure: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Compile the step, run it over the stage's batches, and return what it trained.
@@ -291,11 +295,12 @@ def _train(
     layout, run = context.layout, context.config
     taught = teacher if run.distillation is not None else None
     state = place_state(layout, trained, optimizer)
+    learning = {name: getattr(settings, name) for name in ("temperature", "threshold_gradient")} if cost else {}
     step = make_train_step(
         context.module(config),
         optimizer,
         groups=cost.groups if cost else (),
-        temperature=temperature,
+        **learning,
         teacher=context.module(taught.config) if taught else None,
         distillation=run.distillation if taught else None,
         accumulate=settings.accumulate,

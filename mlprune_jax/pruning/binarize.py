@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+ThresholdGradient = Literal["sum", "boundary"]
+WINDOW = 0.02  # of a group's units, on each side of the cut: what "boundary" averages over
 
 
 def kept_units(threshold: Float[Array, ""], size: int, temperature: float = 1.0) -> Int[Array, ""]:
@@ -20,41 +24,68 @@ def top_k_mask(scores: Float[Array, "..."], kept: Int[Array, ""]) -> Bool[Array,
 
     Tiles are numbered row-major over (out, in), as in the published code, so 2-D scores rank transposed.
     """
-    flat = scores.T.ravel()
-    order = jnp.argsort(flat, stable=True, descending=True)
+    return _mask_of(_ranked(scores), scores.shape, kept)
+
+
+def _ranked(scores: Float[Array, "..."]) -> Int[Array, "n"]:
+    """Units by falling score, numbered as `top_k_mask` says."""
+    return jnp.argsort(scores.T.ravel(), stable=True, descending=True)
+
+
+def _mask_of(order: Int[Array, "n"], shape: tuple[int, ...], kept: Int[Array, ""]) -> Bool[Array, "..."]:
     # A scatter stays a buffer of its own. A chain of comparisons would be fused into the product of mask and weight and
     # done again for each weight: 3 to 8 times slower at BERT-base size on a CPU (benchmarks/train_step.py).
-    mask = jnp.zeros(flat.shape, bool).at[order].set(jnp.arange(flat.size) < kept, unique_indices=True)
-    return mask.reshape(scores.shape[::-1]).T
+    mask = jnp.zeros(order.shape, bool).at[order].set(jnp.arange(order.size) < kept, unique_indices=True)
+    return mask.reshape(shape[::-1]).T
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def binarize(scores: Float[Array, "..."], threshold: Float[Array, ""], temperature: float = 1.0) -> Float[Array, "..."]:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def binarize(
+    scores: Float[Array, "..."],
+    threshold: Float[Array, ""],
+    temperature: float = 1.0,
+    threshold_gradient: ThresholdGradient = "sum",
+) -> Float[Array, "..."]:
     """A 0/1 mask over the units, with straight-through gradients.
 
     Keeps the ``ceil(sigmoid(threshold / temperature) * n)`` highest of n scores. With upstream gradient g:
-    ``d scores = g`` for every unit, ``d threshold = sum(g * mask)``, both past the sigmoid and the comparison.
+    ``d scores = g`` for every unit, past the comparison, and ``d threshold`` is one of
+
+    - "sum", as published: ``sum(g * mask)``, past the sigmoid too. That is how the loss answers to all that is kept
+      growing together, whatever a unit more or less would do.
+    - "boundary": ``n * sigmoid'(threshold / temperature) / temperature`` units times the mean of g over the units next
+      to the cut, a share `WINDOW` of all on each side: how the loss answers to keeping one more. The penalty's gradient
+      has the same factor, so where they balance, a weight more is worth the same in every matrix.
 
     Args:
         scores: importance of the units, ``(n,)`` or ``(n_in, n_out)`` tiles.
         threshold: logit of the kept fraction.
         temperature: LEAP's sigmoid temperature; 1 is MLPruning.
+        threshold_gradient: see above.
 
     Returns:
         The mask in the dtype of the scores: a bool output could carry no gradient.
 
     Reference: arXiv 2105.14636v1, section 3.
     """
-    return top_k_mask(scores, kept_units(threshold, scores.size, temperature)).astype(scores.dtype)
+    return _forward(scores, threshold, temperature, threshold_gradient)[0]
 
 
-def _forward(scores, threshold, temperature):
-    mask = binarize(scores, threshold, temperature)
-    return mask, mask
+def _forward(scores, threshold, temperature, threshold_gradient):
+    order, kept = _ranked(scores), kept_units(threshold, scores.size, temperature)
+    mask = _mask_of(order, scores.shape, kept).astype(scores.dtype)
+    return mask, (mask, threshold, order, kept)
 
 
-def _backward(_temperature, mask, upstream):
-    return upstream, jnp.sum(upstream * mask)
+def _backward(temperature, threshold_gradient, saved, upstream):
+    mask, threshold, order, kept = saved
+    if threshold_gradient == "sum":
+        return upstream, jnp.sum(upstream * mask)
+    n = order.size
+    distance = jnp.abs(jnp.arange(n) - kept + 0.5)  # of each rank to the cut, 0.5 for the two units beside it
+    near = (distance < max(round(WINDOW * n), 1)).astype(upstream.dtype)
+    worth = jnp.sum(upstream.T.ravel()[order] * near) / jnp.sum(near)
+    return upstream, worth * n * jax.grad(jax.nn.sigmoid)(threshold / temperature) / temperature
 
 
 binarize.defvjp(_forward, _backward)

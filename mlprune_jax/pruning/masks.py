@@ -16,7 +16,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.pruning.binarize import binarize, top_k_mask
+from mlprune_jax.pruning.binarize import ThresholdGradient, binarize, top_k_mask
 from mlprune_jax.pruning.granularity import Group
 
 Groups = tuple[Group, ...]
@@ -46,14 +46,42 @@ def init_scores(groups: Groups, init: ScoreInit = "constant", *, seed: int = 0, 
     }
 
 
+def magnitudes(groups: Groups, params: Params) -> dict[str, Array]:
+    """Float32 scores, one per unit: the mean absolute value of its weights, biases left out."""
+
+    def mean(group: Group, leaf: tuple[str, ...]) -> Array:
+        weight: Any = params
+        for key in leaf:
+            weight = weight[key]
+        n_in, n_out = weight.shape[0] // group.unit[-2] if len(group.unit) == 2 else 1, group.units[-1]
+        return jnp.abs(jnp.asarray(weight, jnp.float32)).reshape(n_in, -1, n_out, group.unit[-1]).mean((1, 3))
+
+    def of(group: Group) -> Array:
+        kernels = [leaf for leaf in group.leaves if leaf[-1] == "kernel"]
+        return (sum(mean(group, leaf) for leaf in kernels) / len(kernels)).reshape(group.units)
+
+    return {g.name: of(g) for g in groups}
+
+
 def init_thresholds(groups: Groups, start: float = 10.0) -> dict[str, Array]:
     """Float32 logits of the kept fraction, one per group; 10 keeps everything."""
     return {g.name: jnp.float32(start) for g in groups}
 
 
-def compute_masks(groups: Groups, scores: ByGroup, thresholds: ByGroup, *, temperature: float = 1.0) -> dict[str, Any]:
+def compute_masks(
+    groups: Groups,
+    scores: ByGroup,
+    thresholds: ByGroup,
+    *,
+    temperature: float = 1.0,
+    threshold_gradient: ThresholdGradient = "sum",
+) -> dict[str, Any]:
     """Differentiable 0/1 masks of all groups (see `binarize`), shaped as `apply_masks` takes them."""
-    return spread(groups, {g.name: binarize(scores[g.name], thresholds[g.name], temperature) for g in groups})
+
+    def mask(name: str) -> Array:
+        return binarize(scores[name], thresholds[name], temperature, threshold_gradient)
+
+    return spread(groups, {g.name: mask(g.name) for g in groups})
 
 
 def masks_keeping(groups: Groups, scores: ByGroup, kept: Mapping[str, int]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import optax
 
 from mlprune_jax.config.settings import Distillation
 from mlprune_jax.models.tasks import TaskModel, run_model
+from mlprune_jax.pruning.binarize import ThresholdGradient
 from mlprune_jax.pruning.granularity import Group
 from mlprune_jax.pruning.masks import apply_masks, compute_masks
 from mlprune_jax.pruning.regularizer import DensityPenaltyState
@@ -27,6 +28,7 @@ def make_train_step(
     *,
     groups: tuple[Group, ...] = (),
     temperature: float = 1.0,
+    threshold_gradient: ThresholdGradient = "sum",
     teacher: TaskModel | None = None,
     distillation: Distillation | None = None,
     accumulate: int = 1,
@@ -42,7 +44,7 @@ def make_train_step(
         model: the student.
         optimizer: for ``state.trained``.
         groups: what scores and thresholds learn to prune; empty for dense training or fixed masks.
-        temperature: of the thresholds' sigmoid.
+        temperature, threshold_gradient: of the thresholds, see `binarize`.
         teacher: its model; ``fixed.teacher`` holds its parameters.
         distillation: loss weights; needed with a teacher.
         accumulate: parts that a batch is taken in, one after the other; gradients and losses are the parts' means.
@@ -55,13 +57,13 @@ def make_train_step(
     wants_hidden = teacher is not None and distillation is not None and distillation.hidden_weight > 0
     wants_attention = teacher is not None and distillation is not None and distillation.attention_weight > 0
 
+    masks_of = partial(compute_masks, groups, temperature=temperature, threshold_gradient=threshold_gradient)
     run = partial(run_model, hidden=wants_hidden, attention=wants_attention)
 
     def loss(trained: dict[str, Any], fixed: Fixed, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         params = apply_masks(merge(trained["params"], fixed.params), fixed.masks)
         if groups:
-            masks = compute_masks(groups, trained["scores"], trained["thresholds"], temperature=temperature)
-            params = apply_masks(params, masks)
+            params = apply_masks(params, masks_of(trained["scores"], trained["thresholds"]))
         outputs = run(model, params, batch, train=True, rngs={"dropout": key})
         terms = {"task": task_loss(outputs.logits, batch["labels"], model.kind, batch["attention_mask"])}
         if teacher is not None and distillation is not None:
@@ -72,6 +74,15 @@ def make_train_step(
 
     gradients = jax.value_and_grad(loss, has_aux=True)
 
+    def update(trained: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
+        # Optax's Adam raises a float to the int32 step, which a user's strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(grads, opt_state, trained)
+        return optax.apply_updates(trained, updates), opt_state
+
+    def keep(trained: Any, opt_state: Any, _grads: Any) -> tuple[Any, Any]:
+        return trained, opt_state
+
     def step(state: TrainState, fixed: Fixed, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step)
         if accumulate == 1:
@@ -79,14 +90,10 @@ def make_train_step(
         else:
             (value, terms), grads = _mean_over_parts(partial(gradients, state.trained, fixed), batch, key, accumulate)
         norm = optax.tree.norm(grads)
-        # Optax's Adam raises a float to the int32 step, which a user's strict promotion would refuse.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        trained, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (trained, opt_state), (state.trained, state.opt_state)
-        )
+        # A branch, no selection: choosing between new and old arrays would copy all of them, on a CPU at three times
+        # the cost of the update itself.
+        trained, opt_state = jax.lax.cond(finite, update, keep, state.trained, state.opt_state, grads)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         in_all = state.skipped_in_all + (skipped > 0).astype(jnp.int32)
         metrics = {"loss": value, **terms, "grad_norm": norm, "skipped": skipped, "skipped_in_all": in_all}
