@@ -357,7 +357,7 @@ class _Run:
 
     def _blocks(self, path: Path, student: Model, teacher: Model) -> Model:
         result = block_stage(self.context, student, teacher)
-        self._save(path, result.model, result.masks)
+        self._save(path, result.model, result.learned.masks)
         _save_learned(path, result.learned)
         return result.model
 
@@ -372,5 +372,5 @@ def _digest(config: RunConfig) -> str:
 
 
 def _save_learned(path: Path, learned: Learned) -> None:
-    """Scores, thresholds and uncut weights, for other cuts of the same run."""
+    """Scores, thresholds and uncut weights, for other cuts of the same run, and the masks of this one."""
     save_state(path / "learned", jax.device_get(learned._asdict()))

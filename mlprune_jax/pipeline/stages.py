@@ -94,11 +94,12 @@ class Context:
 
 
 class Learned(NamedTuple):
-    """What a pruning stage learned, before anything is cut."""
+    """What a pruning stage learned, before anything is cut, and the masks that it is then cut to."""
 
     params: dict[str, Any]
     scores: dict[str, jax.Array]
     thresholds: dict[str, jax.Array]
+    masks: Masks
 
 
 class HeadRowResult(NamedTuple):
@@ -110,11 +111,10 @@ class HeadRowResult(NamedTuple):
 
 
 class BlockResult(NamedTuple):
-    """Step 2's outcome: what it learned, the model with its tiles folded in, and the tile masks."""
+    """Step 2's outcome: what it learned, and the model with its tiles folded in."""
 
     learned: Learned
     model: Model
-    masks: Masks
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -177,12 +177,11 @@ def head_row_stage(context: Context, student: Model, teacher: Model | None) -> H
     cost = HeadRowCost(student.config, find_groups(student.config, (HEAD, ROW)), tiles)
     learned, kept = _learn(context, "heads_rows", settings, student, teacher, cost, prune.head_row_density)
 
-    def cut(counts: dict[str, int]) -> Model:
-        masks = jax.device_get(masks_keeping(cost.groups, learned.scores, counts))
+    def cut(masks: Masks) -> Model:
         params, config = shrink(learned.params, masks, student.config)
         return Model(config, params)
 
-    model, unrounded = cut(cost.round_up(kept)), cut(kept)
+    model, unrounded = cut(learned.masks), cut(jax.device_get(masks_keeping(cost.groups, learned.scores, kept)))
     if settings.recover:
         model = unrounded = _recover(context, "heads_rows.recover", settings, model, teacher, None)
     return HeadRowResult(learned, model, unrounded)
@@ -192,12 +191,11 @@ def block_stage(context: Context, student: Model, teacher: Model | None) -> Bloc
     """Step 2: learn which tiles stay, zero the rest, and recover."""
     settings: BlockStage = context.config.prune.blocks
     cost = BlockCost(student.config, find_groups(student.config, (block(settings.shape),)))
-    learned, kept = _learn(context, "blocks", settings, student, teacher, cost, context.config.prune.density)
-    masks = jax.device_get(masks_keeping(cost.groups, learned.scores, kept))
-    model = Model(student.config, apply_masks(learned.params, masks))
+    learned, _ = _learn(context, "blocks", settings, student, teacher, cost, context.config.prune.density)
+    model = Model(student.config, apply_masks(learned.params, learned.masks))
     if settings.recover:
-        model = _recover(context, "blocks.recover", settings, model, teacher, masks)
-    return BlockResult(learned, model, masks)
+        model = _recover(context, "blocks.recover", settings, model, teacher, learned.masks)
+    return BlockResult(learned, model)
 
 
 def _recover(
@@ -224,7 +222,7 @@ def _learn(
     cost: Cost,
     target: float,
 ) -> tuple[Learned, dict[str, int]]:
-    """Train weights, scores and thresholds together; return them and the units to keep."""
+    """Train weights, scores and thresholds together; return them, and the units to keep before rounding to tiles."""
     steps = learning_steps(context, settings)
     rate = threshold_rate(settings, cost, target, steps)
     if settings.steer_by_count:
@@ -255,12 +253,12 @@ def _learn(
         cost,
     )
     scores = jax.tree.map(jnp.asarray, trained["scores"])
-    learned = Learned(merge(trained["params"], frozen), scores, trained["thresholds"])
-    logits = {name: float(value) for name, value in learned.thresholds.items()}
+    logits = {name: float(value) for name, value in trained["thresholds"].items()}
     before = threshold_counts(cost, logits, settings.temperature)
     kept = cut_to(cost, logits, target, temperature=settings.temperature) if settings.final_cut else before
     _log.info("%s: density %.4f by count, %.4f after the cut", stage, density(cost, before), density(cost, kept))
-    return learned, kept
+    masks = jax.device_get(masks_keeping(cost.groups, scores, cost.round_up(kept)))
+    return Learned(merge(trained["params"], frozen), scores, trained["thresholds"], masks), kept
 
 
 def _first_scores(settings: PruneStage, cost: Cost, student: Model, seed: int) -> dict[str, jax.Array]:

@@ -82,8 +82,8 @@ def _backward(temperature, threshold_gradient, saved, upstream):
     if threshold_gradient == "sum":
         return upstream, jnp.sum(upstream * mask)
     n = order.size
-    distance = jnp.abs(jnp.arange(n) - kept + 0.5)  # of each rank to the cut, 0.5 for the two units beside it
-    near = (distance < max(round(WINDOW * n), 1)).astype(upstream.dtype)
+    width, rank = max(round(WINDOW * n), 1), jnp.arange(n)
+    near = ((kept - width <= rank) & (rank < kept + width)).astype(upstream.dtype)
     worth = jnp.sum(upstream.T.ravel()[order] * near) / jnp.sum(near)
     return upstream, worth * n * jax.grad(jax.nn.sigmoid)(threshold / temperature) / temperature
 

@@ -58,7 +58,7 @@ def magnitudes(groups: Groups, params: Params) -> dict[str, Array]:
 
     def of(group: Group) -> Array:
         kernels = [leaf for leaf in group.leaves if leaf[-1] == "kernel"]
-        return (sum(mean(group, leaf) for leaf in kernels) / len(kernels)).reshape(group.units)
+        return jnp.stack([mean(group, leaf) for leaf in kernels]).mean(0).reshape(group.units)
 
     return {g.name: of(g) for g in groups}
 

@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 from typer.testing import CliRunner
 
 from mlprune_jax import pipeline
@@ -105,6 +107,20 @@ def test_folder_is_complete(finished):
     names = {path.name for path in (finished / "final").iterdir()}
     assert {"config.json", "model.safetensors", "pruning.json", "masks.safetensors", "tokenizer.json"} <= names
     assert not [path for path in finished.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".tmp")]
+
+
+@pytest.mark.parametrize("part", ["params", "scores", "thresholds", "masks"])
+def test_what_was_learned_is_read_part_by_part_with_plain_orbax_calls(finished, part):
+    folder = str(finished / "stages" / "blocks" / "learned")
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        alone = ocp.load(folder, {part: ocp.metadata(folder).metadata[part]})
+    assert alone.keys() == {part}
+    whole = ocp.load(folder)
+    jax.tree.map(np.testing.assert_array_equal, alone[part], whole[part])
+    if part == "masks":
+        jax.tree.map(np.testing.assert_array_equal, alone["masks"], load_masks(finished / "final"))
 
 
 def test_metrics_are_lines_of_json(finished):

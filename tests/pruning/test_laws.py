@@ -31,7 +31,9 @@ from mlprune_jax.pruning.masks import (
     count_kept,
     init_scores,
     init_thresholds,
+    magnitudes,
     masks_keeping,
+    spread,
 )
 from mlprune_jax.pruning.shrink import shrink
 
@@ -128,6 +130,44 @@ def test_binarizer_gradients_pass_straight_through():
         d_scores, d_threshold = pullback(upstream)
         np.testing.assert_array_equal(d_scores, upstream)
         assert d_threshold == 1.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("shape", [(400,), (25, 16)])
+def test_the_boundary_gradient_is_the_loss_of_one_unit_more(shape, temperature):
+    """Against differences: the loss, linear in the mask, with 10 units more and fewer."""
+    rng = np.random.default_rng(1)
+    values = jnp.asarray(rng.permutation(400).reshape(shape), jnp.float32)
+    worth = jnp.asarray(np.sin(np.asarray(values) / 60) + 0.2, jnp.float32)  # changes slowly from rank to rank
+
+    def loss(threshold):
+        return jnp.sum(worth * binarize(values, threshold, temperature, "boundary"))
+
+    for threshold in (-1.3, 0.4):
+        fraction = 1 / (1 + np.exp(-threshold / temperature))
+        step = 10 / (400 * fraction * (1 - fraction) / temperature)  # in logits
+        difference = (loss(jnp.float32(threshold + step)) - loss(jnp.float32(threshold - step))) / (2 * step)
+        np.testing.assert_allclose(jax.grad(loss)(jnp.float32(threshold)), difference, rtol=0.1)
+
+
+def test_the_boundary_gradient_where_everything_or_one_unit_is_kept():
+    upstream = jnp.asarray([1.0, 2.0, 4.0])
+    for threshold, beside in ((20.0, 4.0), (-20.0, (1.0 + 2.0) / 2)):
+        _, pullback = jax.vjp(
+            lambda t: binarize(jnp.asarray([3.0, 2.0, 1.0]), t, 1.0, "boundary"), jnp.float32(threshold)
+        )
+        slope = jax.grad(jax.nn.sigmoid)(jnp.float32(threshold))
+        np.testing.assert_allclose(pullback(upstream)[0], beside * 3 * slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize("granularities", [(HEAD, ROW), (block((8, 16)),)], ids=["heads and rows", "tiles"])
+def test_magnitudes_are_means_over_the_weights_of_a_unit(params, granularities):
+    """Every unit's weights set to its number: the scores are the numbers."""
+    groups = find_groups(CONFIG, granularities)
+    numbers = {g.name: jnp.arange(g.size, dtype=jnp.float32).reshape(g.units) for g in groups}
+    ones = jax.tree.map(lambda x: -jnp.ones_like(x), params)
+    found = magnitudes(groups, apply_masks(ones, spread(groups, numbers)))
+    jax.tree.map(np.testing.assert_allclose, found, numbers)
 
 
 def test_bert_base_counts_and_published_formula():
