@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 # jax keeps what it compiled; a second demo starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: help demo test lint types gpu clean
+.PHONY: help demo test lint types gpu gpu-train clean
 help:
 	@echo "make demo   prune a tiny model on generated data, from start to end (runs/demo)"
 	@echo "make test   the whole test suite: no network, no GPU"
 	@echo "make lint   ruff, formatting and rules"
 	@echo "make types  pyright"
 	@echo "make gpu    on a machine with a Hopper GPU: kernels and whole models checked and timed, into benchmarks/results"
+	@echo "make gpu-train  there too: training steps beside torch's, memory, saves"
 	@echo "make clean  remove .venv, caches and builds"
 	@echo "Another interpreter: make PYTHON=python3.12 test"
 
@@ -38,6 +39,11 @@ gpu:
 	  $(PYTHON) benchmarks/whole_model.py --dtype bfloat16 --batch 32 --length $$length \
 	    --json $(RESULTS)/gpu_whole_model_$$length.json || exit 1; done
 	$(PYTHON) -m pytest -n0 -m gpu
+
+# Needs torch as well.
+gpu-train:
+	for name in train_vs_torch train_memory train_io; do \
+	  JAX_PLATFORMS=cuda XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) benchmarks/$$name.py --json $(RESULTS)/gpu_$$name.json || exit 1; done
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist

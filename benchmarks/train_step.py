@@ -34,11 +34,11 @@ MODEL = TaskModel(CONFIG, "classification", 2)
 KEY = jax.random.key(0)
 
 
-def make_batch():
+def make_batch(rows=BATCH):
     rng = np.random.default_rng(0)
-    ids = rng.integers(1, CONFIG.vocab_size, (BATCH, LENGTH)).astype(np.int32)
+    ids = rng.integers(1, CONFIG.vocab_size, (rows, LENGTH)).astype(np.int32)
     zeros = np.zeros_like(ids)
-    labels = rng.integers(0, 2, BATCH).astype(np.int32)
+    labels = rng.integers(0, 2, rows).astype(np.int32)
     return {"input_ids": ids, "attention_mask": zeros + 1, "token_type_ids": zeros, "labels": labels}
 
 

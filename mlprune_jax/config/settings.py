@@ -79,7 +79,9 @@ class PruneStage(TrainSettings):
         score_init, score_scale: see `mlprune_jax.pruning.masks.init_scores`; "magnitude" starts from the mean absolute
             weight of each unit of the student.
         threshold_gradient: how the loss moves thresholds, see `mlprune_jax.pruning.binarize.binarize`.
-        densities: "learned" gives each group a threshold of its own; "equal" keeps the same share of every group.
+        densities: "learned" gives each group a threshold of its own; "equal" keeps the same share of every group;
+            "soft" has no thresholds: the penalty acts on the scores, and what scores above 0 stays (soft movement
+            pruning).
         clip: "all" clips the one norm of all gradients, the penalty's part included, as published; "weights" that of
             the weights alone, so that a strong penalty does not shrink their step.
         threshold_start: first logit of the kept fractions; 5 keeps 99.3 %, 10 (published) everything.
@@ -106,7 +108,7 @@ class PruneStage(TrainSettings):
     threshold_start: Real = 5.0
     temperature: Annotated[Real, Field(gt=0)] = 1.0
     threshold_gradient: Literal["sum", "boundary"] = "sum"
-    densities: Literal["learned", "equal"] = "learned"
+    densities: Literal["learned", "equal", "soft"] = "learned"
     clip: Literal["all", "weights"] = "all"
     max_strength: Rate = 20000.0
     min_strength: Rate = 1000.0
@@ -119,6 +121,15 @@ class PruneStage(TrainSettings):
     recover: Annotated[Real, Field(ge=0, lt=1)] = 0.35
     short_schedule: Literal["mend", "refuse", "allow"] = "mend"
     freeze_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _soft_scores_start_above_zero(self) -> PruneStage:
+        if self.densities == "soft" and not (self.score_init == "constant" and self.score_scale > 0):
+            raise ValueError(
+                "densities soft keeps what scores above 0, so all scores must start there: score_init constant and a "
+                f"score_scale above 0, got {self.score_init} and {self.score_scale:g}"
+            )
+        return self
 
 
 class HeadRowStage(PruneStage):

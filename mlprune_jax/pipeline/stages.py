@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mlprune_jax.config.geometry import ModelConfig
@@ -21,11 +22,13 @@ from mlprune_jax.data.tasks import Task
 from mlprune_jax.models.bert import DTYPES
 from mlprune_jax.models.tasks import TaskModel
 from mlprune_jax.pipeline.scoring import score_split
+from mlprune_jax.pruning.binarize import positive_units
 from mlprune_jax.pruning.density import (
     BlockCost,
     Cost,
     HeadRowCost,
     counted_budget,
+    counted_logits,
     cut_to,
     dense_size,
     density,
@@ -98,7 +101,7 @@ class Learned(NamedTuple):
 
     params: dict[str, Any]
     scores: dict[str, jax.Array]
-    thresholds: dict[str, jax.Array]
+    thresholds: dict[str, np.float32]
     masks: Masks
 
 
@@ -224,21 +227,20 @@ def _learn(
 ) -> tuple[Learned, dict[str, int]]:
     """Train weights, scores and thresholds together; return them, and the units to keep before rounding to tiles."""
     steps = learning_steps(context, settings)
+    soft, temperature = settings.densities == "soft", settings.temperature
     rate = threshold_rate(settings, cost, target, steps)
     if settings.steer_by_count:
-        budget, aim = counted_budget(cost, temperature=settings.temperature), target
+        budget, aim = counted_budget(cost, temperature=temperature, soft=soft), target
     else:
-        budget, aim = (
-            (lambda thresholds: cost.budget(thresholds, settings.temperature)),
-            _published_target(cost, target),
-        )
+        budget, aim = (lambda logits: cost.budget(logits, temperature)), _published_target(cost, target)
     params, frozen = split_frozen(student.params, freeze_embeddings=settings.freeze_embeddings)
     seed = stage_seed(context.config.seed, f"{stage}.scores")
     trained = {
         "params": params,
         "scores": _first_scores(settings, cost, student, seed),
-        "thresholds": init_thresholds(cost.groups, settings.threshold_start),
     }
+    if not soft:
+        trained["thresholds"] = init_thresholds(cost.groups, settings.threshold_start)
     optimizer = pruning_optimizer(settings, steps, budget, aim, rate)
     trained = _train(
         context,
@@ -253,12 +255,17 @@ def _learn(
         cost,
     )
     scores = jax.tree.map(jnp.asarray, trained["scores"])
-    logits = {name: float(value) for name, value in trained["thresholds"].items()}
-    before = threshold_counts(cost, logits, settings.temperature)
-    kept = cut_to(cost, logits, target, temperature=settings.temperature) if settings.final_cut else before
+    if soft:
+        counts = {name: int(positive_units(value)) for name, value in scores.items()}
+        logits = counted_logits(cost, counts, temperature)
+    else:
+        logits = {name: float(value) for name, value in trained["thresholds"].items()}
+    before = threshold_counts(cost, logits, temperature)
+    kept = cut_to(cost, logits, target, temperature=temperature) if settings.final_cut else before
     _log.info("%s: density %.4f by count, %.4f after the cut", stage, density(cost, before), density(cost, kept))
     masks = jax.device_get(masks_keeping(cost.groups, scores, cost.round_up(kept)))
-    return Learned(merge(trained["params"], frozen), scores, trained["thresholds"], masks), kept
+    thresholds = {name: np.float32(value) for name, value in logits.items()}
+    return Learned(merge(trained["params"], frozen), scores, thresholds, masks), kept
 
 
 def _first_scores(settings: PruneStage, cost: Cost, student: Model, seed: int) -> dict[str, jax.Array]:

@@ -89,3 +89,21 @@ def _backward(temperature, threshold_gradient, saved, upstream):
 
 
 binarize.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def binarize_softly(scores: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A 0/1 mask that keeps what scores above 0, at least the highest; the gradient passes to every score.
+
+    How many stay is the scores' own affair, as in soft movement pruning (arXiv 2005.07683, section 4), whose threshold
+    on the sigmoid is 1/2 here: another one only shifts the scores' start.
+    """
+    return top_k_mask(scores, positive_units(scores)).astype(scores.dtype)
+
+
+binarize_softly.defvjp(lambda scores: (binarize_softly(scores), None), lambda _, upstream: (upstream,))
+
+
+def positive_units(scores: Float[Array, "..."]) -> Int[Array, ""]:
+    """How many units `binarize_softly` keeps."""
+    return jnp.maximum(jnp.sum(scores > 0), 1)

@@ -10,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, exp, gcd, lcm
+from math import ceil, exp, gcd, lcm, log
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.pruning.binarize import kept_units
+from mlprune_jax.pruning.binarize import kept_units, positive_units
 from mlprune_jax.pruning.granularity import BlockShape, Group, matrix_shapes
 
 Number = Any  # int, float or a traced scalar: the same polynomial serves all three
 Fractions = Mapping[str, Number]
-Thresholds = Mapping[str, Float[Array, ""]]
-Budget = Callable[[Thresholds], Float[Array, ""]]
+Logits = Mapping[str, Float[Array, "..."]]  # by group: its threshold, or where there is none its units' scores
+Budget = Callable[[Logits], Float[Array, ""]]
 
 
 def encoder_size(config: ModelConfig, *, biases: bool = True) -> int:
@@ -80,11 +80,10 @@ class HeadRowCost:
     groups: tuple[Group, ...]
     block_shape: BlockShape | None = None
 
-    def budget(self, thresholds: Thresholds, temperature: float = 1.0) -> Float[Array, ""]:
+    def budget(self, logits: Logits, temperature: float = 1.0) -> Float[Array, ""]:
         """R of step 1: expected kernel weights over this model's, each fraction floored at one unit."""
-        fractions = {
-            g.name: jnp.maximum(jax.nn.sigmoid(thresholds[g.name] / temperature), 1 / g.size) for g in self.groups
-        }
+        expected = expected_fractions(self.groups, logits, temperature)
+        fractions = {g.name: jnp.maximum(expected[g.name], 1 / g.size) for g in self.groups}
         return head_row_cost(self.config, fractions, biases=False) / encoder_size(self.config, biases=False)
 
     def round_up(self, kept: Mapping[str, Number]) -> dict[str, Number]:
@@ -107,10 +106,10 @@ class BlockCost:
     config: ModelConfig
     groups: tuple[Group, ...]
 
-    def budget(self, thresholds: Thresholds, temperature: float = 1.0) -> Float[Array, ""]:
+    def budget(self, logits: Logits, temperature: float = 1.0) -> Float[Array, ""]:
         """R of step 2: expected tiles over this model's tiles."""
-        tiles = jnp.stack([jax.nn.sigmoid(thresholds[g.name] / temperature) * g.size for g in self.groups])
-        return tiles.sum() / sum(g.size for g in self.groups)
+        expected = expected_fractions(self.groups, logits, temperature)
+        return jnp.stack([expected[g.name] * g.size for g in self.groups]).sum() / sum(g.size for g in self.groups)
 
     def round_up(self, kept: Mapping[str, Number]) -> dict[str, Number]:
         """Tiles need no rounding."""
@@ -123,6 +122,11 @@ class BlockCost:
 
 
 Cost = HeadRowCost | BlockCost
+
+
+def expected_fractions(groups: tuple[Group, ...], logits: Logits, temperature: float) -> dict[str, Float[Array, ""]]:
+    """Of each group, the mean of ``sigmoid(logit / temperature)``: of its one threshold or over its scores."""
+    return {g.name: jnp.mean(jax.nn.sigmoid(logits[g.name] / temperature)) for g in groups}
 
 
 def rounding_unit(group: Group, block_shape: BlockShape) -> int:
@@ -143,8 +147,10 @@ def round_up(kept: Number, unit: int, limit: int) -> Number:
     return min(rounded, limit) if isinstance(rounded, int) else jnp.minimum(rounded, limit)
 
 
-def counted_budget(cost: Cost, *, temperature: float = 1.0) -> Budget:
+def counted_budget(cost: Cost, *, temperature: float = 1.0, soft: bool = False) -> Budget:
     """A budget whose value is the exact count, over the dense encoder, and whose gradient is R's.
+
+    It is a function of thresholds, or where ``soft`` of the scores that `binarize_softly` takes.
 
     R is only a steering quantity: ``ceil`` and the rounding to tiles put the count above it, by several points for
     small models. Passing the count through R's gradient aims the penalty at what the user asked for.
@@ -152,9 +158,12 @@ def counted_budget(cost: Cost, *, temperature: float = 1.0) -> Budget:
     dense = dense_size(cost.config)
     scale = encoder_size(cost.config) / dense
 
-    def budget(thresholds: Thresholds) -> Float[Array, ""]:
-        expected = cost.budget(thresholds, temperature) * scale
-        kept = {g.name: kept_units(thresholds[g.name], g.size, temperature) for g in cost.groups}
+    def units(group: Group, logits: Float[Array, "..."]) -> Int[Array, ""]:
+        return positive_units(logits) if soft else kept_units(logits, group.size, temperature)
+
+    def budget(logits: Logits) -> Float[Array, ""]:
+        expected = cost.budget(logits, temperature) * scale
+        kept = {g.name: units(g, logits[g.name]) for g in cost.groups}
         counted = jnp.asarray(cost.count(kept), jnp.float32) / dense
         return expected + jax.lax.stop_gradient(counted - expected)
 
@@ -229,6 +238,12 @@ def cut_to(cost: Cost, thresholds: Mapping[str, float], target: float, *, temper
 def threshold_counts(cost: Cost, thresholds: Mapping[str, float], temperature: float = 1.0) -> dict[str, int]:
     """Units that `binarize` keeps under these thresholds, by group, in exact arithmetic."""
     return {g.name: max(1, ceil(_sigmoid(thresholds[g.name] / temperature) * g.size)) for g in cost.groups}
+
+
+def counted_logits(cost: Cost, kept: Mapping[str, int], temperature: float = 1.0) -> dict[str, float]:
+    """Thresholds under which `threshold_counts` gives ``kept``."""
+    shares = {g.name: (kept[g.name] - 0.5) / g.size for g in cost.groups}
+    return {name: temperature * log(share / (1 - share)) for name, share in shares.items()}
 
 
 def _sigmoid(x: float) -> float:

@@ -16,7 +16,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.pruning.binarize import ThresholdGradient, binarize, top_k_mask
+from mlprune_jax.pruning.binarize import ThresholdGradient, binarize, binarize_softly, top_k_mask
 from mlprune_jax.pruning.granularity import Group
 
 Groups = tuple[Group, ...]
@@ -71,14 +71,19 @@ def init_thresholds(groups: Groups, start: float = 10.0) -> dict[str, Array]:
 def compute_masks(
     groups: Groups,
     scores: ByGroup,
-    thresholds: ByGroup,
+    thresholds: ByGroup | None,
     *,
     temperature: float = 1.0,
     threshold_gradient: ThresholdGradient = "sum",
 ) -> dict[str, Any]:
-    """Differentiable 0/1 masks of all groups (see `binarize`), shaped as `apply_masks` takes them."""
+    """Differentiable 0/1 masks of all groups, shaped as `apply_masks` takes them.
+
+    They come from `binarize`, or without thresholds from `binarize_softly`.
+    """
 
     def mask(name: str) -> Array:
+        if thresholds is None:
+            return binarize_softly(scores[name])
         return binarize(scores[name], thresholds[name], temperature, threshold_gradient)
 
     return spread(groups, {g.name: mask(g.name) for g in groups})

@@ -24,7 +24,7 @@ def target_logit(cost: Cost, target: float, temperature: float) -> float:
 
 
 def threshold_rate(settings: PruneStage, cost: Cost, target: float, steps: int) -> float:
-    """The thresholds' learning rate, raised where they could not arrive otherwise.
+    """The thresholds' learning rate, raised where they could not arrive otherwise; 0 where there are none.
 
     A threshold moves by about its learning rate per Adam step, and the schedule's mean rate is half its peak, so in
     ``steps`` it travels at most ``steps * peak / 2``.
@@ -39,6 +39,8 @@ def threshold_rate(settings: PruneStage, cost: Cost, target: float, steps: int) 
         ConfigError: too few steps and ``short_schedule`` is "refuse", or a target that cannot be reached at all.
     """
     check_reachable(cost, target)
+    if settings.densities == "soft":
+        return 0.0
     way = settings.threshold_start - target_logit(cost, target, settings.temperature)
     rate = settings.threshold_learning_rate
     if way <= rate * steps / 2 or settings.short_schedule == "allow":

@@ -66,7 +66,7 @@ def plain_optimizer(settings: TrainSettings, steps: int) -> optax.GradientTransf
 def pruning_optimizer(
     settings: PruneStage, steps: int, budget: Budget, target: float, threshold_rate: float
 ) -> optax.GradientTransformation:
-    """Penalty, then clip, then AdamW; for trees ``{"params", "scores", "thresholds"}``."""
+    """Penalty, then clip, then AdamW; for trees ``{"params", "scores", "thresholds"}``, or soft without the last."""
     clip = clip_by_global_norm(settings.max_grad_norm)
     one_norm = settings.clip == "all"
     rates = {"scores": settings.score_learning_rate, "thresholds": threshold_rate}
@@ -78,6 +78,7 @@ def pruning_optimizer(
         weak_strength=settings.weak_strength,
         weak_below=settings.weak_below,
         two_sided=settings.two_sided,
+        key=steered(settings),
     )
     weights = weight_optimizer(settings, steps)
     kinds: dict[Hashable, optax.GradientTransformation] = {
@@ -85,10 +86,17 @@ def pruning_optimizer(
     }
     for kind, rate in rates.items():
         kinds[kind] = optax.adam(linear_schedule(rate, settings.warmup, steps), eps=settings.adam_epsilon)
+    if settings.densities == "soft":
+        del kinds["thresholds"]
     if settings.densities == "equal":
         kinds["thresholds"] = optax.chain(optax.stateless(_average), kinds["thresholds"])
     by_kind = optax.multi_transform(kinds, {kind: kind for kind in kinds})
     return optax.chain(penalty, clip, by_kind) if one_norm else optax.chain(penalty, by_kind)
+
+
+def steered(settings: PruneStage) -> str:
+    """Which part of the trained tree decides how many units stay."""
+    return "scores" if settings.densities == "soft" else "thresholds"
 
 
 def _average(gradients: Any, _params: Any) -> Any:

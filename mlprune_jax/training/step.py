@@ -63,7 +63,7 @@ def make_train_step(
     def loss(trained: dict[str, Any], fixed: Fixed, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         params = apply_masks(merge(trained["params"], fixed.params), fixed.masks)
         if groups:
-            params = apply_masks(params, masks_of(trained["scores"], trained["thresholds"]))
+            params = apply_masks(params, masks_of(trained["scores"], trained.get("thresholds")))
         outputs = run(model, params, batch, train=True, rngs={"dropout": key})
         terms = {"task": task_loss(outputs.logits, batch["labels"], model.kind, batch["attention_mask"])}
         if teacher is not None and distillation is not None:

@@ -238,10 +238,19 @@ def test_resumed_stage_is_bit_identical(copied, finished, half_written):
     assert not (copied / "stages" / "blocks" / "leftover").exists()
 
 
-@pytest.mark.parametrize("alone", ["blocks", "heads_rows"])
-def test_one_pruning_stage_alone(finished, tiny, tmp_path, alone):
+SOFT = {"densities": "soft", "score_scale": 0.5, "score_learning_rate": 0.3, "clip": "weights"}
+MAGNITUDE = {"densities": "equal", "score_init": "magnitude", "score_learning_rate": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("alone", "settings"),
+    [("blocks", {}), ("heads_rows", {}), ("heads_rows", SOFT), ("blocks", MAGNITUDE)],
+    ids=["blocks", "heads_rows", "heads_rows by soft movement", "blocks by magnitude"],
+)
+def test_one_pruning_stage_alone(finished, tiny, tmp_path, alone, settings):
     """Dense is disabled too: the model is fine-tuned already."""
     stages = {name: {**tiny.settings["prune"][name], "enabled": name == alone} for name in ("blocks", "heads_rows")}
+    stages[alone] |= settings
     config = tiny.config(
         model=str(finished / "stages" / "dense"), dense={"enabled": False}, prune={"density": TARGET, **stages}
     )
@@ -270,6 +279,12 @@ def test_heads_rows_from_a_given_folder(finished, tiny, tmp_path):
     for kept, had in zip(final.config.layer_shapes, start.config.layer_shapes, strict=True):
         assert set(kept.heads or range(4)) <= set(had.heads or range(4))
         assert set(kept.ffn or range(64)) <= set(had.ffn or range(64))
+
+
+def test_soft_scores_start_above_zero(tiny):
+    stage = {**tiny.settings["prune"]["blocks"], "densities": "soft"}
+    with pytest.raises(ValueError, match=r"all scores must start there.*got constant and 0"):
+        tiny.config(prune={"density": 0.4, "blocks": stage})
 
 
 def test_density_of_the_only_stage_is_the_density(tiny):

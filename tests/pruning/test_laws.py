@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.tasks import TaskModel, init_params
-from mlprune_jax.pruning.binarize import binarize, kept_units, top_k_mask
+from mlprune_jax.pruning.binarize import binarize, binarize_softly, kept_units, positive_units, top_k_mask
 from mlprune_jax.pruning.density import (
     BlockCost,
     HeadRowCost,
     counted_budget,
+    counted_logits,
     cut_to,
     dense_size,
     density,
@@ -148,6 +149,29 @@ def test_the_boundary_gradient_is_the_loss_of_one_unit_more(shape, temperature):
         step = 10 / (400 * fraction * (1 - fraction) / temperature)  # in logits
         difference = (loss(jnp.float32(threshold + step)) - loss(jnp.float32(threshold - step))) / (2 * step)
         np.testing.assert_allclose(jax.grad(loss)(jnp.float32(threshold)), difference, rtol=0.1)
+
+
+def test_soft_masks_keep_what_scores_above_zero():
+    for values, mask in (([2.0, -1.0, 0.5], [1, 0, 1]), ([-3.0, -1.0, -1.0], [0, 1, 0]), ([1.0, 2.0, 3.0], [1, 1, 1])):
+        found, pullback = jax.vjp(binarize_softly, jnp.asarray(values))
+        np.testing.assert_array_equal(found, mask)
+        assert positive_units(jnp.asarray(values)) == sum(mask)
+        np.testing.assert_array_equal(pullback(jnp.asarray([5.0, 6.0, 7.0]))[0], [5.0, 6.0, 7.0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_counts_become_thresholds_and_counts_again(temperature):
+    cost = HeadRowCost(CONFIG, HEAD_ROW)
+    for kept in (FULL, dict.fromkeys(FULL, 1), {name: max(1, n // 3) for name, n in FULL.items()}):
+        assert threshold_counts(cost, counted_logits(cost, kept, temperature), temperature) == kept
+
+
+def test_a_soft_budget_is_the_count_and_pulls_on_every_score(scores):
+    cost = HeadRowCost(CONFIG, HEAD_ROW)
+    value, gradient = jax.value_and_grad(counted_budget(cost, soft=True))(scores)
+    kept = {name: max(1, int((s > 0).sum())) for name, s in scores.items()}
+    np.testing.assert_allclose(value, density(cost, kept), rtol=1e-6)
+    assert all((leaf > 0).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_the_boundary_gradient_where_everything_or_one_unit_is_kept():
