@@ -1,0 +1,78 @@
+"""MLPruning beside other ways to choose what stays, at the same density, shapes, epochs, teacher and recovery.
+
+    python benchmarks/controls.py FOLDER --config configs/minilm_stsb_d20.yaml --model MODEL --data GLUE/STS-B
+        [--seeds 0,1] [--only NAME,NAME] [--json FILE]
+
+The config has one pruning stage. Each seed has a dense run, which all ways start from and learn from. Started again on
+the same folder, it goes on where it stopped; what is finished is only read.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from describe import describe
+
+from mlprune_jax.config.loading import load_config
+from mlprune_jax.config.settings import RunConfig
+from mlprune_jax.files import read_json
+from mlprune_jax.pipeline import resume, run
+
+EQUAL = {"clip": "weights", "densities": "equal"}
+WAYS = {
+    "mlpruning": {"clip": "all"},
+    "mlpruning_clip_weights": {"clip": "weights"},
+    "mlpruning_boundary": {"clip": "weights", "threshold_gradient": "boundary"},
+    "movement_hard": EQUAL,
+    "movement_soft": {"clip": "weights", "densities": "soft", "score_scale": 1.0, "score_learning_rate": 3e-2},
+    "magnitude": EQUAL | {"score_init": "magnitude", "score_learning_rate": 0},
+    "random": EQUAL | {"score_init": "kaiming_uniform", "score_learning_rate": 0},
+}
+DENSE_ALONE = ("prune.heads_rows.enabled=false", "prune.blocks.enabled=false", "prune.density=1.0")
+
+
+def finish(folder, config, overrides):
+    """The summary of a run in ``folder``: read, gone on with, or begun."""
+    if not (folder / "summary.json").exists():
+        if (folder / "config.resolved.yaml").exists():
+            resume(folder)
+        else:
+            run(load_config(RunConfig, config, overrides), folder)
+    return read_json(folder / "summary.json")
+
+
+def row(summary, density=True):
+    final = summary["final"]
+    told = {"score": final[summary["metric"]], "seconds": summary["seconds"]}
+    return told | {"density": final["density"]["encoder"], "layers": final["layers"]} if density else told
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--only", default=",".join(WAYS))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    plain = load_config(RunConfig, args.config)
+    stage = "heads_rows" if plain.prune.heads_rows.enabled else "blocks"
+    result = describe() | {"config": args.config.name, "stage": stage, "seeds": {}}
+    for seed in map(int, args.seeds.split(",")):
+        common, name = [f"data={args.data}", f"seed={seed}"], f"dense_seed{seed}"
+        dense = args.folder / name
+        found = result["seeds"][seed] = {}
+        found["dense"] = row(finish(dense, args.config, [*common, f"model={args.model}", *DENSE_ALONE]), density=False)
+        common += [f"model={dense / 'final'}", "dense.enabled=false"]
+        for way in args.only.split(","):
+            settings = [f"prune.{stage}.{key}={json.dumps(value)}" for key, value in WAYS[way].items()]
+            found[way] = row(finish(args.folder / f"{way}_seed{seed}", args.config, common + settings))
+            print(seed, way, {k: v for k, v in found[way].items() if k != "layers"}, flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
