@@ -61,7 +61,7 @@ def _product_forward(x: Array, kernel: Array, dtype: Any) -> tuple[Array, tuple[
 
 def _product_backward(dtype: Any, operands: tuple[Array, Array], upstream: Array) -> tuple[Array, Array]:
     x, kernel = operands
-    # One axis of tokens: summed over two, XLA would transpose x for a CPU first, which took a tenth of a training step.
+    # One axis of tokens: summed over two, XLA copies x transposed on a CPU, at 8 % of all gradients' time.
     rows, upstream = x.reshape(-1, x.shape[-1]), upstream.reshape(-1, upstream.shape[-1]).astype(dtype)
     dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
     dx = dot(upstream, kernel, (((1,), (1,)), ((), ())))

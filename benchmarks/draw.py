@@ -1,0 +1,92 @@
+"""Draws what the runs in benchmarks/results reached: points lost against density, and against measured speed.
+
+    python benchmarks/draw.py [--out docs/pictures]
+
+Needs the extra ``report``. Runs are ``minilm_*_seed*.json`` (the stages of one run) and ``controls_*.json``
+(benchmarks/controls.py); speeds are ``bench_*.json`` (`mlprune bench RUN --json`), named after the runs they measure.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import mean
+
+import matplotlib
+from matplotlib import pyplot
+
+from mlprune_jax.files import read_json
+
+RESULTS = Path(__file__).parent / "results"
+METRICS = ("accuracy", "pearson", "f1")
+
+
+def score(report):
+    return 100 * next(report[name] for name in METRICS if name in report)
+
+
+def curves():
+    """Density and points lost of every stage, by run."""
+    found = {}
+    for path in sorted(RESULTS.glob("minilm_*_seed*.json")):
+        stages = read_json(path)["stages"]
+        dense = score(stages["dense"])
+        found[path.stem] = [(s["density"]["encoder"], dense - score(s)) for s in stages.values()]
+    return found
+
+
+def ways():
+    """Mean points lost over the seeds by way, with the lowest and the highest, for each file of controls."""
+    found = {}
+    for path in sorted(RESULTS.glob("controls_*.json")):
+        seeds = read_json(path)["seeds"].values()
+        for way in next(iter(seeds)):
+            if way != "dense":
+                lost = [100 * (seed["dense"]["score"] - seed[way]["score"]) for seed in seeds if way in seed]
+                found[f"{path.stem.removeprefix('controls_')}: {way.replace('_', ' ')}"] = lost
+    return found
+
+
+def draw_density(axes):
+    for name, points in curves().items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("minilm_"))
+    axes.invert_xaxis()
+    axes.set(xlabel="encoder parameters kept", ylabel="points lost", title="one run each, all stages")
+    axes.legend(fontsize=8)
+
+
+def draw_ways(axes):
+    found = sorted(ways().items(), key=lambda item: mean(item[1]))
+    for place, (_, lost) in enumerate(found):
+        axes.barh(place, mean(lost), color="tab:blue")
+        axes.plot(lost, [place] * len(lost), "k.", markersize=4)
+    axes.set_yticks(range(len(found)), [name for name, _ in found], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="points lost", title="ways to choose, same density and epochs; dots are seeds")
+
+
+def draw_speed(axes):
+    lost_by_run = {name: points[-1][1] for name, points in curves().items()}
+    for path in sorted(RESULTS.glob("bench_*.json")):
+        run = path.stem.removeprefix("bench_")
+        rows = read_json(path)["rows"]
+        for row in (row for row in rows if row["variant"] == rows[-1]["variant"]):
+            axes.plot(row["speedup"], lost_by_run[run], "o", color="tab:blue")
+            text = f"{run.removeprefix('minilm_')}, {row['batch']} x {row['length']}"
+            axes.annotate(text, (row["speedup"], lost_by_run[run]), fontsize=8)
+    axes.set(xlabel="times as fast as its dense original", ylabel="points lost", title="measured speed")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "pictures")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    matplotlib.rcParams["svg.hashsalt"] = "mlprune"  # the same picture from the same results
+    for name, draw in (("density", draw_density), ("ways", draw_ways), ("speed", draw_speed)):
+        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        draw(axes)
+        figure.savefig(args.out / f"{name}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
