@@ -60,6 +60,7 @@ def draw_ways(axes):
         axes.plot(lost, [place] * len(lost), "k.", markersize=4)
     axes.set_yticks(range(len(found)), [name for name, _ in found], fontsize=8)
     axes.invert_yaxis()
+    axes.set_xscale("log")  # controls may lose everything
     axes.set(xlabel="points lost", title="ways to choose, same density and epochs; dots are seeds")
 
 
@@ -68,10 +69,15 @@ def draw_speed(axes):
     for path in sorted(RESULTS.glob("bench_*.json")):
         run = path.stem.removeprefix("bench_")
         rows = read_json(path)["rows"]
-        for row in (row for row in rows if row["variant"] == rows[-1]["variant"]):
-            axes.plot(row["speedup"], lost_by_run[run], "o", color="tab:blue")
-            text = f"{run.removeprefix('minilm_')}, {row['batch']} x {row['length']}"
-            axes.annotate(text, (row["speedup"], lost_by_run[run]), fontsize=8)
+        last = [row for row in rows if row["variant"] == rows[-1]["variant"]]
+        lost = lost_by_run[run]
+        axes.plot([row["speedup"] for row in last], [lost] * len(last), marker="o", label=run.removeprefix("minilm_"))
+        for row in last:
+            text = f"batch {row['batch']} x {row['length']}"
+            axes.annotate(text, (row["speedup"], lost), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.15)
+    axes.legend(fontsize=8)
     axes.set(xlabel="times as fast as its dense original", ylabel="points lost", title="measured speed")
 
 
