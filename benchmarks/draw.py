@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
-import matplotlib
-from matplotlib import pyplot
+import matplotlib  # type: ignore[import-not-found]  # of the extra "report"
+from matplotlib import pyplot  # type: ignore[import-not-found]
 
 from mlprune_jax.files import read_json
 
