@@ -17,6 +17,7 @@ from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.files import read_json
 from mlprune_jax.pipeline import resume, run
+from mlprune_jax.pipeline.grid import after_dense, dense_alone
 
 EQUAL = {"clip": "weights", "densities": "equal"}
 WAYS = {
@@ -28,16 +29,15 @@ WAYS = {
     "magnitude": EQUAL | {"score_init": "magnitude", "score_learning_rate": 0},
     "random": EQUAL | {"score_init": "kaiming_uniform", "score_learning_rate": 0},
 }
-DENSE_ALONE = ("prune.heads_rows.enabled=false", "prune.blocks.enabled=false", "prune.density=1.0")
 
 
-def finish(folder, config, overrides):
+def finish(folder, config):
     """The summary of a run in ``folder``: read, gone on with, or begun."""
     if not (folder / "summary.json").exists():
         if (folder / "config.resolved.yaml").exists():
             resume(folder)
         else:
-            run(load_config(RunConfig, config, overrides), folder)
+            run(config, folder)
     return read_json(folder / "summary.json")
 
 
@@ -61,14 +61,13 @@ def main():
     stage = "heads_rows" if plain.prune.heads_rows.enabled else "blocks"
     result = describe() | {"config": args.config.name, "stage": stage, "seeds": {}}
     for seed in map(int, args.seeds.split(",")):
-        common, name = [f"data={args.data}", f"seed={seed}"], f"dense_seed{seed}"
-        dense = args.folder / name
-        found = result["seeds"][seed] = {}
-        found["dense"] = row(finish(dense, args.config, [*common, f"model={args.model}", *DENSE_ALONE]), density=False)
-        common += [f"model={dense / 'final'}", "dense.enabled=false"]
+        common, dense = [f"model={args.model}", f"data={args.data}", f"seed={seed}"], args.folder / f"dense_seed{seed}"
+        alone = dense_alone(load_config(RunConfig, args.config, common))
+        found = result["seeds"][seed] = {"dense": row(finish(dense, alone), density=False)}
         for way in args.only.split(","):
             settings = [f"prune.{stage}.{key}={json.dumps(value)}" for key, value in WAYS[way].items()]
-            found[way] = row(finish(args.folder / f"{way}_seed{seed}", args.config, common + settings))
+            config = after_dense(load_config(RunConfig, args.config, common + settings), dense)
+            found[way] = row(finish(args.folder / f"{way}_seed{seed}", config))
             print(seed, way, {k: v for k, v in found[way].items() if k != "layers"}, flush=True)
             if args.json:
                 args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -34,7 +34,7 @@ def curves():
 
 
 def ways():
-    """Mean points lost over the seeds by way, with the lowest and the highest, for each file of controls."""
+    """Points lost with each seed, by file of controls and way."""
     found = {}
     for path in sorted(RESULTS.glob("controls_*.json")):
         seeds = read_json(path)["seeds"].values()

@@ -69,7 +69,9 @@ def pruning_optimizer(
     """Penalty, then clip, then AdamW; for trees ``{"params", "scores", "thresholds"}``, or soft without the last."""
     clip = clip_by_global_norm(settings.max_grad_norm)
     one_norm = settings.clip == "all"
-    rates = {"scores": settings.score_learning_rate, "thresholds": threshold_rate}
+    rates = {"scores": settings.score_learning_rate}
+    if settings.densities != "soft":
+        rates["thresholds"] = threshold_rate
     penalty = add_density_penalty(
         budget,
         ramped_target(target, settings.ramp, steps),
@@ -86,8 +88,6 @@ def pruning_optimizer(
     }
     for kind, rate in rates.items():
         kinds[kind] = optax.adam(linear_schedule(rate, settings.warmup, steps), eps=settings.adam_epsilon)
-    if settings.densities == "soft":
-        del kinds["thresholds"]
     if settings.densities == "equal":
         kinds["thresholds"] = optax.chain(optax.stateless(_average), kinds["thresholds"])
     by_kind = optax.multi_transform(kinds, {kind: kind for kind in kinds})

@@ -136,7 +136,10 @@ def test_binarizer_gradients_pass_straight_through():
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("shape", [(400,), (25, 16)])
 def test_the_boundary_gradient_is_the_loss_of_one_unit_more(shape, temperature):
-    """Against differences: the loss, linear in the mask, with 10 units more and fewer."""
+    """Against differences: the loss, linear in the mask, with 10 units more and fewer.
+
+    Units are whole, so a difference over 20 of them may be one over 19 or 21: 5 %, and as much for the bend of sigmoid.
+    """
     rng = np.random.default_rng(1)
     values = jnp.asarray(rng.permutation(400).reshape(shape), jnp.float32)
     worth = jnp.asarray(np.sin(np.asarray(values) / 60) + 0.2, jnp.float32)  # changes slowly from rank to rank
