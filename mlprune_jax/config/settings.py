@@ -187,6 +187,11 @@ class Distillation(Frozen):
     task_weight: Rate = 0.1
     average: Literal["tokens", "all"] = "tokens"
 
+    @property
+    def compares_layers(self) -> bool:
+        """Whether it reads more of teacher and student than their logits."""
+        return self.hidden_weight > 0 or self.attention_weight > 0
+
 
 class TaskSettings(Frozen):
     """What a model must know of its task to read data: stored with every model that a run writes.

@@ -91,6 +91,7 @@ def _describe(decision: Decision, bucket: tuple[int, int]) -> dict[str, Any]:
         "matrix": format_block(decision.shape),
         "block": format_block(decision.block_shape) if decision.block_shape else None,
         "density": round(decision.density, 4),
+        "tokens": decision.tokens,
         "implementation": decision.choice.implementation,
         "reason": decision.choice.reason,
     }

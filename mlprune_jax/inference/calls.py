@@ -41,10 +41,10 @@ def plan_calls(
 ) -> tuple[int, tuple[Decision, ...]]:
     """Rows of one call, and how its products run; arguments and errors as of `decide`."""
     if platform() != "cpu":
-        return batch, decide(params, batch * length, dtype, implementation=implementation, table=table)
+        return batch, decide(params, batch, length, dtype, implementation=implementation, table=table)
     large, small = (_rows(batch, length, tokens) for tokens in (DENSE_TOKENS, UNROLLED_TOKENS))
     several = small < batch
-    decisions = decide(params, small * length, dtype, implementation=implementation, side_by_side=several, table=table)
+    decisions = decide(params, small, length, dtype, implementation=implementation, side_by_side=several, table=table)
     if all(decision.choice.implementation != "xla" for decision in decisions):
         return large, decisions
     if implementation is None and small < large and not _pays(decisions):
@@ -60,7 +60,7 @@ def _rows(batch: int, length: int, tokens: int) -> int:
 
 def _pays(decisions: Sequence[Decision]) -> bool:
     """Whether sparse products gain more than the others lose in small calls, by the margin that one of them needs."""
-    sizes = [math.prod(decision.shape) for decision in decisions]
+    sizes = [math.prod(decision.shape) * decision.tokens for decision in decisions]
     return sum(map(_cost, sizes, decisions)) * GAIN < sum(sizes)
 
 

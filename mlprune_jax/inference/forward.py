@@ -3,7 +3,8 @@
 Q, K and V are one product; attention is the platform's fused one on GPUs; each matrix is dense or block-sparse as its
 plan says. `Bert` is the slow, obvious twin that tests compare with.
 
-Axis names: B batch, L tokens, D hidden size, N kept output features of a matrix, H kept heads, K features of a head.
+Axis names: B batch, L tokens, Q those of them that ask, D hidden size, N kept output features of a matrix,
+H kept heads, K features of a head.
 """
 
 from __future__ import annotations
@@ -110,36 +111,46 @@ def forward(
         Float32 ``[B, num_labels]``, or ``[B, L, 2]`` for spans, what lies beyond ``lengths`` included.
     """
     x = _embed(form, params, input_ids, token_type_ids)
-    for layer, plan, shape in zip(params.layers, form.plans, form.config.layer_shapes, strict=True):
+    layers = zip(params.layers, form.plans, form.config.layer_shapes, strict=True)
+    for number, (layer, plan, shape) in enumerate(layers):
+        asking = tokens_read(params, number)
         qkv = _linear(form, x, layer.qkv, plan.qkv)
-        context = attention(form, qkv, lengths)
+        context = attention(form, qkv, lengths, asking)
         update = _linear(form, context, layer.attention_output, plan.attention_output)
-        x = _norm(form, add_into(x, update, shape.attention_output), layer.attention_norm)
+        x = _norm(form, add_into(x[:, :asking], update, shape.attention_output), layer.attention_norm)
         inner = _linear(form, x, layer.ffn, plan.ffn, _activation(form.config))
         update = _linear(form, inner, layer.ffn_output, plan.ffn_output)
         x = _norm(form, add_into(x, update, shape.ffn_output), layer.ffn_norm)
     if params.pooler is not None:
-        x = jnp.tanh(_linear(form, x[:, 0], params.pooler))
+        x = jnp.tanh(_linear(form, x[:, 0], params.pooler))  # the only token that there is
     return _linear(form, x, params.head).astype(jnp.float32)
 
 
-def attention(form: Form, qkv: Float[Array, "B L N"], lengths: Int[Array, " B"]) -> Float[Array, "B L M"]:
-    """Self-attention over the kept heads, from one fused projection."""
+def tokens_read(params: ModelParams, layer: int) -> int | None:
+    """How many tokens' output of a layer is read: the first one's of the last layer under a pooler; ``None``: all."""
+    return 1 if params.pooler is not None and layer == len(params.layers) - 1 else None
+
+
+def attention(
+    form: Form, qkv: Float[Array, "B L N"], lengths: Int[Array, " B"], asking: int | None = None
+) -> Float[Array, "B Q M"]:
+    """Self-attention of the first ``asking`` tokens (all: ``None``) over the kept heads, from one fused projection."""
     batch, tokens, features = qkv.shape
     head_dim = form.config.head_dim
     heads = features // (3 * head_dim)
     split = qkv.astype(form.dtype).reshape(batch, tokens, 3, heads, head_dim)
-    if form.fused_attention:
+    if form.fused_attention and asking is None:
         query, key, value = (split[:, :, i] for i in range(3))
         context = jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
     else:
-        context = _plain_attention(split, lengths, head_dim)
-    return context.reshape(batch, tokens, heads * head_dim)
+        context = _plain_attention(split, lengths, head_dim, asking)
+    return context.reshape(batch, -1, heads * head_dim)
 
 
-def _plain_attention(split: Array, lengths: Array, head_dim: int) -> Float[Array, "B L H K"]:
+def _plain_attention(split: Array, lengths: Array, head_dim: int, asking: int | None) -> Float[Array, "B Q H K"]:
     """Attention as two products with the softmax's division after the second: least memory traffic on a CPU."""
     query, key, value = split.transpose(2, 0, 3, 1, 4)
+    query = query[:, :, :asking]
     scores = jnp.einsum("bhlk,bhmk->bhlm", query, key, preferred_element_type=jnp.float32) * head_dim**-0.5
     real = jnp.arange(split.shape[1])[None] < lengths[:, None]
     scores = scores + jnp.where(real, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.inference.forward import LayerParams, LayerPlan, ModelParams
+from mlprune_jax.inference.forward import LayerParams, LayerPlan, ModelParams, tokens_read
 from pallas_kernels import BlockSparse, Implementation, density, to_dense
 from pallas_kernels.block_sparse_matmul.choose import Choice, choose
 from pallas_kernels.block_sparse_matmul.costs import CostTable
@@ -27,6 +27,7 @@ class Decision(NamedTuple):
         shape: ``(d_in, d_out)`` of the matrix.
         block_shape: of its blocks; ``None`` for a matrix without.
         density: stored blocks over all, 1 for a matrix without.
+        tokens: rows of the product's left side.
         choice: the implementation, the reason, and how many times as fast as dense it is expected to be.
     """
 
@@ -35,12 +36,14 @@ class Decision(NamedTuple):
     shape: tuple[int, int]
     block_shape: tuple[int, int] | None
     density: float
+    tokens: int
     choice: Choice
 
 
 def decide(
     params: ModelParams,
-    tokens: int,
+    batch: int,
+    length: int,
     dtype: str,
     *,
     implementation: Implementation | None = None,
@@ -51,7 +54,7 @@ def decide(
 
     Args:
         params: packed.
-        tokens: rows of each product, batch times length.
+        batch, length: of the token ids.
         dtype: of the operands.
         implementation: run every packed matrix with this one; ``None`` picks by measured cost.
         side_by_side: other calls run on the other cores at the same time.
@@ -67,11 +70,16 @@ def decide(
             f"implementation {implementation!r} was asked for, but the model has no block-sparse matrix",
             hint="blocks need sides of 16, 32, 64 or 128; a model without runs dense: leave the implementation out",
         )
-    return tuple(
-        _decide_one(i, product, getattr(layer, product).weight, tokens, dtype, implementation, side_by_side, table)
-        for i, layer in enumerate(params.layers)
-        for product in PRODUCTS
-    )
+
+    def tokens(layer: int, product: str) -> int:
+        return batch * (length if product == "qkv" else tokens_read(params, layer) or length)
+
+    def one(layer: int, product: str) -> Decision:
+        weight = getattr(params.layers[layer], product).weight
+        rows = tokens(layer, product)
+        return _decide_one(layer, product, weight, rows, dtype, implementation, side_by_side, table)
+
+    return tuple(one(layer, product) for layer in range(len(params.layers)) for product in PRODUCTS)
 
 
 def _decide_one(
@@ -85,7 +93,8 @@ def _decide_one(
     table: CostTable | None,
 ) -> Decision:
     if not isinstance(weight, BlockSparse):
-        return Decision(layer, product, weight.shape, None, 1.0, Choice("dense", "no blocks to leave out", 1.0))
+        choice = Choice("dense", "no blocks to leave out", 1.0)
+        return Decision(layer, product, weight.shape, None, 1.0, tokens, choice)
     kept = density(weight)
     if implementation is not None:
         check_implementation(implementation, weight)
@@ -101,7 +110,7 @@ def _decide_one(
             table=table,
             allowed=runnable(weight),
         )
-    return Decision(layer, product, weight.shape, weight.block_shape, kept, choice)
+    return Decision(layer, product, weight.shape, weight.block_shape, kept, tokens, choice)
 
 
 def layer_plans(decisions: tuple[Decision, ...]) -> tuple[LayerPlan, ...]:

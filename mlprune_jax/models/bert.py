@@ -1,6 +1,7 @@
 """BERT in Flax linen, one file; it knows per-layer sizes and nothing about masks.
 
-Axis names: B batch, L tokens, D hidden size, H kept heads, K features of a head, F kept FFN units.
+Axis names: B batch, L tokens, Q those of them that ask (all of them, or of a last layer the first), D hidden size,
+H kept heads, K features of a head, F kept FFN units.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from pallas_kernels.block_sparse_matmul.epilogue import Activation, activate
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 Hidden = Float[Array, "B L D"]
-Probabilities = Float[Array, "B H L L"]
+Asked = Float[Array, "B Q D"]
+Probabilities = Float[Array, "B H Q L"]
 
 
 class Encoded(NamedTuple):
     """What the encoder returns; the tuples are empty unless asked for.
 
     Attributes:
-        last: hidden state after the last layer, [B, L, D].
+        last: hidden state after the last layer, [B, L, D]; [B, 1, D] of the first token where no other was asked for.
         pooled: tanh projection of the first token, [B, D]; ``None`` where the model has no pooler.
         hidden_states: the embeddings' output, then each layer's, num_hidden_layers + 1 of [B, L, D].
         attentions: each layer's attention probabilities before dropout, [B, H, L, L].
@@ -176,23 +178,28 @@ class SelfAttention(_Part):
     """Multi-head self-attention over the kept heads, with its output projection and residual."""
 
     @nn.compact
-    def __call__(self, x: Hidden, attention_mask: Array, *, train: bool) -> tuple[Hidden, Probabilities]:
+    def __call__(
+        self, x: Hidden, attention_mask: Array, *, train: bool, asking: int | None
+    ) -> tuple[Asked, Probabilities]:
         config, shape = self.config, self.shape
         heads = config.num_attention_heads if shape.heads is None else len(shape.heads)
-        split = (*x.shape[:-1], heads, config.head_dim)
-        query, key, value = (
-            self.project(heads * config.head_dim, name)(x).reshape(split) for name in ("query", "key", "value")
-        )
+        asked = x[:, :asking]
+
+        def heads_of(name: str, states: Hidden) -> Array:
+            features = self.project(heads * config.head_dim, name)(states)
+            return features.reshape(*states.shape[:-1], heads, config.head_dim)
+
+        query, key, value = heads_of("query", asked), heads_of("key", x), heads_of("value", x)
         scores = jnp.einsum("blhk,bmhk->bhlm", query, key, preferred_element_type=jnp.float32)
         scores = scores * config.head_dim**-0.5
         # A finite floor keeps rows without any real token (batch padding) finite.
         scores = jnp.where(attention_mask[:, None, None, :] != 0, scores, jnp.finfo(jnp.float32).min)
         probabilities = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = Dropout(config.attention_probs_dropout_prob)(probabilities, train=train)
-        context = jnp.einsum("bhlm,bmhk->blhk", weights, value).reshape(*x.shape[:-1], -1)
+        context = jnp.einsum("bhlm,bmhk->blhk", weights, value).reshape(*asked.shape[:-1], -1)
         features = config.hidden_size if shape.attention_output is None else len(shape.attention_output)
         update = self.project(features, "output")(context)
-        return self.close(x, update, shape.attention_output, train=train), probabilities
+        return self.close(asked, update, shape.attention_output, train=train), probabilities
 
 
 class FeedForward(_Part):
@@ -208,12 +215,14 @@ class FeedForward(_Part):
 
 
 class Layer(_Part):
-    """One encoder layer: attention, then feed-forward, post-norm."""
+    """One encoder layer: attention, then feed-forward, post-norm; only the first ``asking`` tokens go on, if given."""
 
     @nn.compact
-    def __call__(self, x: Hidden, attention_mask: Array, train: bool) -> tuple[Hidden, Probabilities]:
+    def __call__(
+        self, x: Hidden, attention_mask: Array, train: bool, asking: int | None
+    ) -> tuple[Asked, Probabilities]:
         parts = (self.config, self.shape, self.dtype, self.dense)
-        x, probabilities = SelfAttention(*parts, name="attention")(x, attention_mask, train=train)
+        x, probabilities = SelfAttention(*parts, name="attention")(x, attention_mask, train=train, asking=asking)
         return FeedForward(*parts, name="ffn")(x, train=train), probabilities
 
 
@@ -226,12 +235,16 @@ class Encoder(nn.Module):
     rematerialize: bool
 
     @nn.compact
-    def __call__(self, x: Hidden, attention_mask: Array, *, train: bool, hidden: bool, attention: bool) -> Encoded:
+    def __call__(
+        self, x: Hidden, attention_mask: Array, *, train: bool, hidden: bool, attention: bool, first_only: bool
+    ) -> Encoded:
         states, maps = [x], []
-        layer_class = nn.remat(Layer, static_argnums=(3,)) if self.rematerialize else Layer  # (self, x, mask, train)
+        # of (self, x, mask, train, asking)
+        layer_class = nn.remat(Layer, static_argnums=(3, 4)) if self.rematerialize else Layer
         for i, shape in enumerate(self.config.layer_shapes):
             layer = layer_class(self.config, shape, self.dtype, self.dense, name=f"layer_{i}")
-            x, probabilities = layer(x, attention_mask, train)
+            is_last = i + 1 == self.config.num_hidden_layers
+            x, probabilities = layer(x, attention_mask, train, 1 if first_only and is_last else None)
             states.append(x)
             maps.append(probabilities)
         return Encoded(x, None, tuple(states) if hidden else (), tuple(maps) if attention else ())
@@ -284,6 +297,7 @@ class Bert(nn.Module):
         train: bool = False,
         hidden: bool = False,
         attention: bool = False,
+        first_only: bool = False,
     ) -> Encoded:
         """Encode a batch.
 
@@ -294,10 +308,15 @@ class Bert(nn.Module):
             train: draw dropout from the ``dropout`` rng.
             hidden: also return all hidden states.
             attention: also return all attention probabilities.
+            first_only: the last layer answers for the first token alone, all that a pooler reads: BERT-base saves a
+                fourteenth of its products. Not with ``hidden`` or ``attention``, which are of all tokens.
 
         Raises:
-            ValueError: where L is above ``max_position_embeddings`` (its embedding would be out of range).
+            ValueError: where L is above ``max_position_embeddings`` (its embedding would be out of range), or
+                ``first_only`` is asked for beside what is of all tokens.
         """
+        if first_only and (hidden or attention):
+            raise ValueError("first_only leaves nothing of the last layer's other tokens for hidden or attention")
         if input_ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
                 f"{input_ids.shape[1]} tokens for {self.config.max_position_embeddings} position embeddings; "
@@ -305,7 +324,8 @@ class Bert(nn.Module):
             )
         x = Embeddings(self.config, self.dtype, name="embeddings")(input_ids, token_type_ids, train=train)
         encoder = Encoder(self.config, self.dtype, self.dense, self.rematerialize, name="encoder")
-        encoded = encoder(x, attention_mask, train=train, hidden=hidden, attention=attention)
+        wanted = {"hidden": hidden, "attention": attention, "first_only": first_only}
+        encoded = encoder(x, attention_mask, train=train, **wanted)
         if not self.pool:
             return encoded
         init = nn.initializers.normal(self.config.initializer_range)

@@ -53,11 +53,16 @@ class TaskModel(nn.Module):
         hidden: bool = False,
         attention: bool = False,
     ) -> Outputs:
-        """Encode a batch and read the head; arguments as in `Bert.__call__`; logits are float32."""
+        """Encode a batch and read the head; arguments as in `Bert.__call__`; logits are float32.
+
+        Under a pooler, where neither ``hidden`` nor ``attention`` is wanted, ``encoded.last`` is of the first token
+        alone: [B, 1, D].
+        """
         init = nn.initializers.normal(self.config.initializer_range)
         pool = self.kind != "span"
         bert = Bert(self.config, self.dtype, self.dense, pool, rematerialize=self.rematerialize, name="bert")
-        encoded = bert(input_ids, attention_mask, token_type_ids, train=train, hidden=hidden, attention=attention)
+        wanted = {"hidden": hidden, "attention": attention, "first_only": pool and not hidden and not attention}
+        encoded = bert(input_ids, attention_mask, token_type_ids, train=train, **wanted)
         features = encoded.last
         if encoded.pooled is not None:
             features = Dropout(self.config.hidden_dropout_prob)(encoded.pooled, train=train)

@@ -314,7 +314,9 @@ def _train(
     )
     fixed = layout.place(fixed._replace(teacher=taught.params if taught else None))
     batches = context.batches(settings, stage)
-    meter = Meter(step_work(config, taught.config if taught else None), run.compute_dtype)
+    first_only = context.task.kind != "span" and not (taught and run.distillation and run.distillation.compares_layers)
+    work = step_work(config, taught.config if taught else None, first_only=first_only)
+    meter = Meter(work, run.compute_dtype)
     rates: dict[str, Any] = {}
 
     def evaluate(number: int, state: TrainState) -> float | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from mlprune_jax.config.geometry import ModelConfig
-from mlprune_jax.pruning.density import encoder_size
+from mlprune_jax.config.geometry import LayerShape, ModelConfig
+from mlprune_jax.pruning.granularity import matrix_shapes
 
 PEAK_FLOPS = {
     "H200": 989e12,
@@ -38,23 +38,33 @@ RATES = (
 Work = Callable[[int, int], float]
 
 
-def forward_flops(config: ModelConfig, rows: int, length: int) -> float:
-    """FLOP of the encoder's matrix products for ``rows`` sequences of ``length`` tokens; masked weights count fully."""
-    heads = sum(len(s.heads) if s.heads else config.num_attention_heads for s in config.layer_shapes)
-    projections = 2.0 * length * encoder_size(config, biases=False)
-    attention = 4.0 * length * length * heads * config.head_dim
-    return rows * (projections + attention)
+def forward_flops(config: ModelConfig, rows: int, length: int, *, first_only: bool = False) -> float:
+    """FLOP of the encoder's matrix products for ``rows`` sequences of ``length`` tokens; masked weights count fully.
+
+    With ``first_only`` the last layer answers for one token of each sequence (`mlprune_jax.models.bert.Bert`).
+    """
+    asking = [length] * (config.num_hidden_layers - 1) + [1 if first_only else length]
+    layers = zip(config.layer_shapes, asking, strict=True)
+    return float(rows * sum(_layer_flops(config, shape, length, asks) for shape, asks in layers))
 
 
-def step_work(student: ModelConfig, teacher: ModelConfig | None) -> Work:
+def _layer_flops(config: ModelConfig, shape: LayerShape, length: int, asking: int) -> int:
+    sizes = {name: d_in * d_out for name, (d_in, d_out) in matrix_shapes(config, shape).items()}
+    of_all = sizes["attention/key"] + sizes["attention/value"]
+    features = sizes["attention/query"] // config.hidden_size  # all heads'
+    return 2 * (length * of_all + asking * (sum(sizes.values()) - of_all)) + 4 * asking * length * features
+
+
+def step_work(student: ModelConfig, teacher: ModelConfig | None, *, first_only: bool = False) -> Work:
     """Model FLOP of a step by (rows, length): forward and twice that backward, and the teacher's forward.
 
-    What is computed twice by rematerialisation does not count, as usual for model FLOP utilisation.
+    What is computed twice by rematerialisation does not count, as usual for model FLOP utilisation; nor does what
+    ``first_only`` leaves out.
     """
 
     def work(rows: int, length: int) -> float:
-        taught = 0.0 if teacher is None else forward_flops(teacher, rows, length)
-        return 3.0 * forward_flops(student, rows, length) + taught
+        taught = 0.0 if teacher is None else forward_flops(teacher, rows, length, first_only=first_only)
+        return 3.0 * forward_flops(student, rows, length, first_only=first_only) + taught
 
     return work
 

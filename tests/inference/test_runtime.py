@@ -121,6 +121,14 @@ def test_every_decision_says_why(compiled):
     assert {d.choice.implementation for d in decisions} == {"xla"}
 
 
+def test_only_the_first_token_leaves_the_last_layer(compiled):
+    """A pooler reads no other: the products behind its attention have one row of each sequence."""
+    tokens = {(d.layer, d.product): d.tokens for d in compiled.decisions(4, 16)}
+    rows = tokens[1, "ffn"]
+    assert tokens[1, "qkv"] == tokens[0, "ffn_output"] == rows * 16
+    assert tokens[1, "attention_output"] == tokens[1, "ffn_output"] == rows <= 4
+
+
 def test_memory_is_told(compiled):
     small, large = compiled.memory(1, 8), compiled.memory(4, 16)
     assert small["parameters"] == large["parameters"] > 0
@@ -136,7 +144,7 @@ def test_packed_products_are_not_computed_densely():
     ids = jnp.ones((5, 12), jnp.int32)  # 60 tokens: no matrix has that size
 
     def operands(implementation):
-        plans = layer_plans(decide(packed, 60, "float32", implementation=implementation))
+        plans = layer_plans(decide(packed, 5, 12, "float32", implementation=implementation))
         form = Form(config, "classification", "float32", plans, fused_attention=False)
         params = realise(packed, plans, lambda i, name, way: prepare(getattr(packed.layers[i], name).weight, way))
         text = jax.jit(partial(forward, form)).lower(params, ids, ids[:, 0], ids).as_text()

@@ -1,11 +1,13 @@
 """The model itself: parity with torch's stored outputs, padding, heads, precision, dropout."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.config.geometry import LayerShape, ModelConfig
 from mlprune_jax.models.bert import Bert, Dropout, add_into, product
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.models.tasks import TaskModel, init_params
@@ -17,6 +19,10 @@ CONFIG = ModelConfig(
     num_attention_heads=4,
     intermediate_size=48,
     max_position_embeddings=16,
+)
+SHRUNK = (
+    LayerShape(heads=(1, 2), attention_output=(0, 3, 9), ffn=tuple(range(10)), ffn_output=(1, 30)),
+    LayerShape(heads=(0,), attention_output=tuple(range(5, 20)), ffn=tuple(range(7)), ffn_output=(0, 2, 4)),
 )
 IDS = jnp.asarray(np.random.default_rng(0).integers(1, 40, (2, 9)), jnp.int32)
 
@@ -57,6 +63,39 @@ def test_heads(kind, labels, shape):
     assert (out.encoded.pooled is None) == (kind == "span")
 
 
+@pytest.mark.parametrize("layers", [(), SHRUNK])
+@pytest.mark.parametrize("rematerialize", [False, True])
+def test_last_layer_for_the_first_token_alone(layers, rematerialize):
+    """What a pooler does not read is not computed, and neither the logits nor any gradient notice."""
+    config = CONFIG.model_copy(update={"layers": layers})
+    model = TaskModel(config, "classification", 3, rematerialize=rematerialize)
+    params = init_params(model, 0)
+    mask = jnp.ones_like(IDS).at[0, 5:].set(0)
+
+    def loss(params, **wanted):
+        out = apply(model, params, mask=mask, **wanted)
+        return jnp.square(out.logits).sum(), out
+
+    (_, alone), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    (_, whole), wanted = jax.value_and_grad(partial(loss, hidden=True), has_aux=True)(params)
+    assert alone.encoded.last.shape == (2, 1, 32)
+    assert whole.encoded.last.shape == (2, 9, 32)
+    np.testing.assert_allclose(alone.encoded.last[:, 0], whole.encoded.last[:, 0], atol=2e-6)
+    np.testing.assert_allclose(alone.logits, whole.logits, atol=2e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-6), gradient, wanted)
+
+
+def test_other_tokens_cannot_be_asked_for_beside_the_first_alone():
+    params = init_params(TaskModel(CONFIG, "classification", 3), 0)["bert"]
+    with pytest.raises(ValueError, match="first_only leaves nothing"):
+        apply(Bert(CONFIG), params, first_only=True, hidden=True)
+
+
+def test_spans_read_every_token():
+    model = TaskModel(CONFIG, "span", 2)
+    assert apply(model, init_params(model, 0)).encoded.last.shape == (2, 9, 32)
+
+
 def test_bfloat16_stays_near_float32():
     params = init_params(TaskModel(CONFIG, "classification", 3), 0)
     full = apply(TaskModel(CONFIG, "classification", 3), params, hidden=True)
@@ -87,7 +126,7 @@ def test_erf_and_tanh_gelu_differ_slightly():
     params = init_params(TaskModel(CONFIG, "classification", 3), 0)
     erf = apply(TaskModel(CONFIG, "classification", 3), params, hidden=True).encoded.last
     tanh = apply(
-        TaskModel(CONFIG.model_copy(update={"hidden_act": "gelu_new"}), "classification", 3), params
+        TaskModel(CONFIG.model_copy(update={"hidden_act": "gelu_new"}), "classification", 3), params, hidden=True
     ).encoded.last
     assert 0 < float(jnp.abs(erf - tanh).max()) < 1e-2
 

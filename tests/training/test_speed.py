@@ -16,6 +16,14 @@ def test_flops_of_bert_base():
     assert forward_flops(BASE, 3, length) == 3 * wanted
 
 
+def test_flops_where_the_last_layer_answers_for_the_first_token():
+    """Keys and values of all tokens; a query, O and both FFN matrices of one; two products with L keys."""
+    length, d = 128, 768
+    wanted = forward_flops(BASE, 1, length) * 11 / 12 + 2 * (length * 2 + 10) * d * d + 4 * length * d
+    assert forward_flops(BASE, 2, length, first_only=True) == 2 * wanted
+    assert step_work(BASE, None, first_only=True)(1, length) == 3 * wanted
+
+
 def test_removed_heads_and_rows_cost_nothing():
     half = LayerShape(heads=tuple(range(6)), ffn=tuple(range(1536)))
     small = BASE.model_copy(update={"layers": (half,) * 12})
