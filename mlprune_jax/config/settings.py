@@ -77,7 +77,8 @@ class PruneStage(TrainSettings):
         teacher: another teacher, named likewise; unset: the stage before.
         score_learning_rate, threshold_learning_rate: of scores and thresholds.
         score_init, score_scale: see `mlprune_jax.pruning.masks.init_scores`; "magnitude" starts from the mean absolute
-            weight of each unit of the student.
+            weight of each unit of the student, "fisher" from the order of `mlprune_jax.training.importance`, spaced
+            evenly over -score_scale .. score_scale.
         threshold_gradient: how the loss moves thresholds, see `mlprune_jax.pruning.binarize.binarize`.
         densities: "learned" gives each group a threshold of its own; "equal" keeps the same share of every group;
             "soft" has no thresholds: the penalty acts on the scores, and what scores above 0 stays (soft movement
@@ -103,7 +104,7 @@ class PruneStage(TrainSettings):
     teacher: str | None = None
     score_learning_rate: Rate = 1e-2
     threshold_learning_rate: Rate = 1e-1
-    score_init: Literal["constant", "uniform", "kaiming_uniform", "magnitude"] = "constant"
+    score_init: Literal["constant", "uniform", "kaiming_uniform", "magnitude", "fisher"] = "constant"
     score_scale: Rate = 0.0
     threshold_start: Real = 5.0
     temperature: Annotated[Real, Field(gt=0)] = 1.0
@@ -129,6 +130,12 @@ class PruneStage(TrainSettings):
                 "densities soft keeps what scores above 0, so all scores must start there: score_init constant and a "
                 f"score_scale above 0, got {self.score_init} and {self.score_scale:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fisher_has_a_scale(self) -> PruneStage:
+        if self.score_init == "fisher" and self.score_scale == 0:
+            raise ValueError("score_init fisher spaces scores over -score_scale .. score_scale: a score_scale above 0")
         return self
 
 

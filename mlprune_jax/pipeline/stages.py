@@ -39,6 +39,7 @@ from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
 from mlprune_jax.pruning.masks import apply_masks, init_scores, init_thresholds, magnitudes, masks_keeping
 from mlprune_jax.pruning.shrink import shrink
 from mlprune_jax.training.arrival import threshold_rate
+from mlprune_jax.training.importance import BATCHES, evenly_ranked, fisher_scores
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.loop import fit
 from mlprune_jax.training.mesh import Layout
@@ -234,10 +235,9 @@ def _learn(
     else:
         budget, aim = (lambda logits: cost.budget(logits, temperature)), _published_target(cost, target)
     params, frozen = split_frozen(student.params, freeze_embeddings=settings.freeze_embeddings)
-    seed = stage_seed(context.config.seed, f"{stage}.scores")
     trained = {
         "params": params,
-        "scores": _first_scores(settings, cost, student, seed),
+        "scores": _first_scores(context, stage, settings, cost, student),
     }
     if not soft:
         trained["thresholds"] = init_thresholds(cost.groups, settings.threshold_start)
@@ -268,9 +268,18 @@ def _learn(
     return Learned(merge(trained["params"], frozen), scores, thresholds, masks), kept
 
 
-def _first_scores(settings: PruneStage, cost: Cost, student: Model, seed: int) -> dict[str, jax.Array]:
+def _first_scores(
+    context: Context, stage: str, settings: PruneStage, cost: Cost, student: Model
+) -> dict[str, jax.Array]:
     if settings.score_init == "magnitude":
         return magnitudes(cost.groups, student.params)
+    if settings.score_init == "fisher":
+        batches = context.batches(settings, f"{stage}.fisher").iterate(0, BATCHES)
+        placed = (context.layout.batch(batch) for batch in batches)
+        params = context.layout.place(student.params)
+        found = context.layout.to_host(fisher_scores(context.module(student.config), cost.groups, params, placed))
+        return {name: evenly_ranked(value, settings.score_scale) for name, value in found.items()}
+    seed = stage_seed(context.config.seed, f"{stage}.scores")
     return init_scores(cost.groups, settings.score_init, seed=seed, scale=settings.score_scale)
 
 

@@ -239,13 +239,14 @@ def test_resumed_stage_is_bit_identical(copied, finished, half_written):
 
 
 SOFT = {"densities": "soft", "score_scale": 0.5, "score_learning_rate": 0.3, "clip": "weights"}
+FISHER = {"score_init": "fisher", "score_scale": 0.5}
 MAGNITUDE = {"densities": "equal", "score_init": "magnitude", "score_learning_rate": 0.0}
 
 
 @pytest.mark.parametrize(
     ("alone", "settings"),
-    [("blocks", {}), ("heads_rows", {}), ("heads_rows", SOFT), ("blocks", MAGNITUDE)],
-    ids=["blocks", "heads_rows", "heads_rows by soft movement", "blocks by magnitude"],
+    [("blocks", {}), ("heads_rows", FISHER), ("heads_rows", SOFT), ("blocks", MAGNITUDE)],
+    ids=["blocks", "heads_rows from Fisher", "heads_rows by soft movement", "blocks by magnitude"],
 )
 def test_one_pruning_stage_alone(finished, tiny, tmp_path, alone, settings):
     """Dense is disabled too: the model is fine-tuned already."""
@@ -284,6 +285,12 @@ def test_heads_rows_from_a_given_folder(finished, tiny, tmp_path):
 def test_soft_scores_start_above_zero(tiny):
     stage = {**tiny.settings["prune"]["blocks"], "densities": "soft"}
     with pytest.raises(ValueError, match=r"all scores must start there.*got constant and 0"):
+        tiny.config(prune={"density": 0.4, "blocks": stage})
+
+
+def test_fisher_scores_need_room(tiny):
+    stage = {**tiny.settings["prune"]["blocks"], "score_init": "fisher"}
+    with pytest.raises(ValueError, match=r"score_init fisher spaces scores over.*score_scale above 0"):
         tiny.config(prune={"density": 0.4, "blocks": stage})
 
 

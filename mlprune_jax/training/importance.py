@@ -1,0 +1,59 @@
+"""Scores to start from: how the loss answers to losing a unit, measured before anything is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mlprune_jax.models.tasks import TaskModel, run_model
+from mlprune_jax.pruning.granularity import Group
+from mlprune_jax.pruning.masks import apply_masks, spread
+from mlprune_jax.training.losses import task_loss
+
+BATCHES = 32  # that the squared gradients are summed over
+
+
+def fisher_scores(
+    model: TaskModel, groups: tuple[Group, ...], params: Any, batches: Iterable[dict[str, Any]]
+) -> dict[str, Array]:
+    """Squared gradients of the task's loss in the units' masks, all kept, summed over batches.
+
+    That is the diagonal of the masks' Fisher information, a second-order estimate of what losing a unit costs a
+    trained model (arXiv 2204.09656, section 3), in which first-order terms vanish; batches stand for examples.
+
+    Args:
+        model: the student.
+        groups: whose units are scored.
+        params: of the student.
+        batches: labelled, as the model takes them.
+
+    Returns:
+        Float32 scores by group, shaped like its units.
+    """
+
+    def loss(units: dict[str, Array], params: Any, batch: dict[str, Any]) -> Array:
+        outputs = run_model(model, apply_masks(params, spread(groups, units)), batch)
+        return task_loss(outputs.logits, batch["labels"], model.kind, batch["attention_mask"])
+
+    @jax.jit
+    def add(total: dict[str, Array], params: Any, batch: dict[str, Any]) -> dict[str, Array]:
+        gradient = jax.grad(loss)({g.name: jnp.ones(g.units) for g in groups}, params, batch)
+        return jax.tree.map(lambda so_far, new: so_far + jnp.square(new), total, gradient)
+
+    total = {g.name: jnp.zeros(g.units) for g in groups}
+    for batch in batches:
+        total = add(total, params, batch)
+    return total
+
+
+def evenly_ranked(scores: Float[Array, "..."], scale: float) -> Float[Array, "..."]:
+    """The same order, spaced evenly over [-scale, scale]: as far apart as score steps are long, whatever their unit."""
+    order = np.argsort(np.asarray(scores).ravel(), kind="stable")
+    spaced = np.empty(order.size, np.float32)
+    spaced[order] = np.linspace(-scale, scale, order.size)
+    return jnp.asarray(spaced.reshape(scores.shape))

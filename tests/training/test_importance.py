@@ -1,0 +1,77 @@
+"""Scores measured before a stage: what the loss says of each unit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlprune_jax.models.tasks import TaskModel, init_params, run_model
+from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
+from mlprune_jax.training.importance import evenly_ranked, fisher_scores
+from mlprune_jax.training.losses import task_loss
+from tests.training.tiny import CONFIG
+
+MODEL = TaskModel(CONFIG, "classification", 3)
+
+
+@pytest.fixture(scope="module")
+def params():
+    noise = iter(jax.random.split(jax.random.key(1), 100))
+    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noise), x.shape), init_params(MODEL, 0))
+
+
+def batch(seed):
+    ids = np.random.default_rng(seed).integers(1, 40, (4, 7)).astype(np.int32)
+    mask = np.ones_like(ids)
+    mask[0, 4:] = 0
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids * 0, "labels": ids[:, 0] % 3}
+
+
+def at(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+@pytest.mark.parametrize("granularities", [(HEAD, ROW), (block((8, 4)),)], ids=["heads and rows", "tiles"])
+def test_fisher_scores_are_squared_gradients_along_the_units(params, granularities):
+    """A mask scales its weights, so its gradient is the sum of weight times gradient: squared, and summed by batch."""
+    groups, batches = find_groups(CONFIG, granularities), [batch(0), batch(1)]
+
+    def loss(params, batch):
+        logits = run_model(MODEL, params, batch).logits
+        return task_loss(logits, batch["labels"], MODEL.kind, batch["attention_mask"])
+
+    def along(group, gradient):
+        total = 0.0
+        for leaf in group.leaves:
+            scaled = np.asarray(at(params, leaf) * at(gradient, leaf))
+            if len(group.units) == 2:
+                rows, columns = group.units
+                scaled = scaled.reshape(rows, scaled.shape[0] // rows, columns, -1).sum((1, 3))
+            else:
+                scaled = scaled.reshape(*scaled.shape[:-1], group.units[0], -1).sum(-1)
+                scaled = scaled.reshape(-1, group.units[0]).sum(0)
+            total = total + scaled
+        return total
+
+    gradients = [jax.jit(jax.grad(loss))(params, each) for each in batches]
+    found = fisher_scores(MODEL, groups, params, batches)
+    assert found.keys() == {g.name for g in groups}
+    for group in groups:
+        wanted = sum(along(group, gradient) ** 2 for gradient in gradients)
+        np.testing.assert_allclose(found[group.name], wanted, rtol=1e-3, atol=1e-9)
+
+
+def test_a_unit_that_nothing_reads_scores_least(params):
+    params = jax.tree.map(lambda x: x, params)
+    output = params["bert"]["encoder"]["layer_0"]["ffn"]["output"]
+    output["kernel"] = output["kernel"].at[5].set(0.0)
+    scores = fisher_scores(MODEL, find_groups(CONFIG, (HEAD, ROW)), params, [batch(2)])["layer_0/ffn"]
+    assert scores[5] == 0.0
+    assert int(jnp.sum(scores == 0.0)) == 1
+
+
+def test_even_ranks_keep_the_order():
+    scores = jnp.asarray([[3e-9, 1.0], [1e-3, 0.0], [0.5, 7.0]])
+    np.testing.assert_allclose(evenly_ranked(scores, 0.5), [[-0.3, 0.3], [-0.1, -0.5], [0.1, 0.5]], atol=1e-6)
