@@ -20,12 +20,15 @@ from mlprune_jax.pipeline import resume, run
 from mlprune_jax.pipeline.grid import after_dense, dense_alone
 
 EQUAL = {"clip": "weights", "densities": "equal"}
+FISHER = {"score_init": "fisher", "score_scale": 0.5}
 WAYS = {
     "mlpruning": {"clip": "all"},
     "mlpruning_clip_weights": {"clip": "weights"},
     "mlpruning_boundary": {"clip": "weights", "threshold_gradient": "boundary"},
+    "mlpruning_fisher": {"clip": "weights"} | FISHER,
     "movement_hard": EQUAL,
-    "movement_soft": {"clip": "weights", "densities": "soft", "score_scale": 1.0, "score_learning_rate": 3e-2},
+    "movement_soft": {"clip": "weights", "densities": "soft", "score_scale": 0.3, "two_sided": True},
+    "fisher": EQUAL | FISHER | {"score_learning_rate": 0},
     "magnitude": EQUAL | {"score_init": "magnitude", "score_learning_rate": 0},
     "random": EQUAL | {"score_init": "kaiming_uniform", "score_learning_rate": 0},
 }
