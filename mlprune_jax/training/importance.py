@@ -51,7 +51,7 @@ def fisher_scores(
     return total
 
 
-def evenly_ranked(scores: Float[Array, "..."], scale: float) -> Float[Array, "..."]:
+def evenly_ranked(scores: Float[Array | np.ndarray, "..."], scale: float) -> Float[Array, "..."]:
     """The same order, spaced evenly over [-scale, scale]: as far apart as score steps are long, whatever their unit."""
     order = np.argsort(np.asarray(scores).ravel(), kind="stable")
     spaced = np.empty(order.size, np.float32)
