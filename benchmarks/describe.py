@@ -24,4 +24,5 @@ def describe() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "jax": jax.__version__,
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
     }

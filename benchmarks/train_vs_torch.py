@@ -12,7 +12,6 @@ compiled. The first variable is for both: without it, what page faults cost diff
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import time
@@ -217,8 +216,7 @@ def main():
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     rows = BATCH if device == "cpu" else 32
     batch = make_batch(rows)
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    result = describe() | {"batch": [rows, LENGTH], "torch": torch.__version__, "GLIBC_TUNABLES": tunables}
+    result = describe() | {"batch": [rows, LENGTH], "torch": torch.__version__}
     for kind in ("dense", "pruning"):
         result[kind] = compare(kind, batch, device, args.rounds)
         print(kind, json.dumps(result[kind], indent=1), flush=True)

@@ -82,7 +82,7 @@ class PruneStage(TrainSettings):
         threshold_gradient: how the loss moves thresholds, see `mlprune_jax.pruning.binarize.binarize`.
         densities: "learned" gives each group a threshold of its own; "equal" keeps the same share of every group;
             "soft" has no thresholds: the penalty acts on the scores, and what scores above 0 stays (soft movement
-            pruning).
+            pruning); it wants ``two_sided``, or scores that fall below 0 together stay there.
         clip: "all" clips the one norm of all gradients, the penalty's part included, as published; "weights" that of
             the weights alone, so that a strong penalty does not shrink their step.
         threshold_start: first logit of the kept fractions; 5 keeps 99.3 %, 10 (published) everything.

@@ -26,6 +26,11 @@ class Outputs(NamedTuple):
     encoded: Encoded
 
 
+def first_token_suffices(kind: Kind, *, all_layers: bool) -> bool:
+    """Whether only the first token leaves the last layer: a pooler reads no other, and no layer's states are wanted."""
+    return kind != "span" and not all_layers
+
+
 class TaskModel(nn.Module):
     """BERT with one task head.
 
@@ -55,13 +60,13 @@ class TaskModel(nn.Module):
     ) -> Outputs:
         """Encode a batch and read the head; arguments as in `Bert.__call__`; logits are float32.
 
-        Under a pooler, where neither ``hidden`` nor ``attention`` is wanted, ``encoded.last`` is of the first token
-        alone: [B, 1, D].
+        ``encoded.last`` is of the first token alone, [B, 1, D], where `first_token_suffices`.
         """
         init = nn.initializers.normal(self.config.initializer_range)
         pool = self.kind != "span"
         bert = Bert(self.config, self.dtype, self.dense, pool, rematerialize=self.rematerialize, name="bert")
-        wanted = {"hidden": hidden, "attention": attention, "first_only": pool and not hidden and not attention}
+        first_only = first_token_suffices(self.kind, all_layers=hidden or attention)
+        wanted = {"hidden": hidden, "attention": attention, "first_only": first_only}
         encoded = bert(input_ids, attention_mask, token_type_ids, train=train, **wanted)
         features = encoded.last
         if encoded.pooled is not None:

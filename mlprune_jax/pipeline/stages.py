@@ -20,7 +20,7 @@ from mlprune_jax.data.batches import Batches
 from mlprune_jax.data.encode import Encoded
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.models.bert import DTYPES
-from mlprune_jax.models.tasks import TaskModel
+from mlprune_jax.models.tasks import TaskModel, first_token_suffices
 from mlprune_jax.pipeline.scoring import score_split
 from mlprune_jax.pruning.binarize import positive_units
 from mlprune_jax.pruning.density import (
@@ -274,7 +274,8 @@ def _first_scores(
     if settings.score_init == "magnitude":
         return magnitudes(cost.groups, student.params)
     if settings.score_init == "fisher":
-        batches = context.batches(settings, f"{stage}.fisher").iterate(0, BATCHES)
+        part = settings.model_copy(update={"batch_size": settings.batch_size // settings.accumulate})
+        batches = context.batches(part, f"{stage}.fisher").iterate(0, BATCHES)
         placed = (context.layout.batch(batch) for batch in batches)
         params = context.layout.place(student.params)
         found = context.layout.to_host(fisher_scores(context.module(student.config), cost.groups, params, placed))
@@ -323,7 +324,8 @@ def _train(
     )
     fixed = layout.place(fixed._replace(teacher=taught.params if taught else None))
     batches = context.batches(settings, stage)
-    first_only = context.task.kind != "span" and not (taught and run.distillation and run.distillation.compares_layers)
+    all_layers = taught is not None and run.distillation is not None and run.distillation.compares_layers
+    first_only = first_token_suffices(context.task.kind, all_layers=all_layers)
     work = step_work(config, taught.config if taught else None, first_only=first_only)
     meter = Meter(work, run.compute_dtype)
     rates: dict[str, Any] = {}

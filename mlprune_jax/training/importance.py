@@ -30,7 +30,7 @@ def fisher_scores(
         model: the student.
         groups: whose units are scored.
         params: of the student.
-        batches: labelled, as the model takes them.
+        batches: labelled, as the model takes them; small ones come nearer to the definition.
 
     Returns:
         Float32 scores by group, shaped like its units.

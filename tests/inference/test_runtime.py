@@ -129,6 +129,24 @@ def test_only_the_first_token_leaves_the_last_layer(compiled):
     assert tokens[1, "attention_output"] == tokens[1, "ffn_output"] == rows <= 4
 
 
+def test_the_last_layer_computes_the_first_token_alone():
+    """Of 5 rows of 12 tokens, queries, keys and values see all; what comes after attention sees 5 tokens."""
+    packed, config = assemble(masked().params, None, CONFIG, "float32")
+    packed, config = only_second_layer(packed, config)
+    ids = jnp.ones((5, 12), jnp.int32)
+
+    def products(kind, params):
+        plans = layer_plans(decide(params, 5, 12, "float32"))
+        form = Form(config, kind, "float32", plans, fused_attention=False)
+        traced = jax.make_jaxpr(partial(forward, form))(params, ids, ids[:, 0], ids)
+        found = [eqn.invars[0].aval.shape for eqn in traced.eqns if eqn.primitive.name == "dot_general"]
+        return [shape[:-1] for shape in found if len(shape) < 4]  # attention's own two have four axes
+
+    # Q with K and V, O, two of FFN; pooler and head behind them.
+    assert products("classification", packed) == [(5, 12)] + [(5, 1)] * 3 + [(5,)] * 2
+    assert products("span", packed._replace(pooler=None)) == [(5, 12)] * 5
+
+
 def test_memory_is_told(compiled):
     small, large = compiled.memory(1, 8), compiled.memory(4, 16)
     assert small["parameters"] == large["parameters"] > 0

@@ -239,14 +239,13 @@ def test_resumed_stage_is_bit_identical(copied, finished, half_written):
 
 
 SOFT = {"densities": "soft", "score_scale": 0.5, "score_learning_rate": 0.3, "clip": "weights"}
-FISHER = {"score_init": "fisher", "score_scale": 0.5}
 MAGNITUDE = {"densities": "equal", "score_init": "magnitude", "score_learning_rate": 0.0}
 
 
 @pytest.mark.parametrize(
     ("alone", "settings"),
-    [("blocks", {}), ("heads_rows", FISHER), ("heads_rows", SOFT), ("blocks", MAGNITUDE)],
-    ids=["blocks", "heads_rows from Fisher", "heads_rows by soft movement", "blocks by magnitude"],
+    [("blocks", {}), ("heads_rows", {}), ("heads_rows", SOFT), ("blocks", MAGNITUDE)],
+    ids=["blocks", "heads_rows", "heads_rows by soft movement", "blocks by magnitude"],
 )
 def test_one_pruning_stage_alone(finished, tiny, tmp_path, alone, settings):
     """Dense is disabled too: the model is fine-tuned already."""
@@ -262,6 +261,19 @@ def test_one_pruning_stage_alone(finished, tiny, tmp_path, alone, settings):
     assert TARGET - 0.005 <= kept / dense_size(final.config) <= TARGET
     assert set(summary["stages"]) == {alone}
     assert bool(final.config.layers) == (alone == "heads_rows")
+
+
+def test_scores_start_from_fishers_order(finished, tiny, tmp_path):
+    """Those that do not learn end as they began: every group's spaced evenly, in no order of the units' own."""
+    fisher = {"score_init": "fisher", "score_scale": 0.5, "score_learning_rate": 0.0, "accumulate": 2}
+    stage = {**tiny.settings["prune"]["heads_rows"], **fisher, "recover": 0.0}
+    dense = {"model": str(finished / "stages" / "dense"), "dense": {"enabled": False}}
+    prune = {"density": TARGET, "heads_rows": stage, "blocks": {"enabled": False}}
+    pipeline.run(tiny.config(**dense, prune=prune), tmp_path / "run", quiet=True)
+    scores = ocp.load(tmp_path / "run" / "stages" / "heads_rows" / "learned")["scores"]
+    for name, found in scores.items():
+        np.testing.assert_allclose(np.sort(found), np.linspace(-0.5, 0.5, found.size), atol=1e-6, err_msg=name)
+    assert any(not np.array_equal(found, np.sort(found)) for found in scores.values())
 
 
 def test_heads_rows_from_a_given_folder(finished, tiny, tmp_path):

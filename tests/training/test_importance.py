@@ -60,7 +60,7 @@ def test_fisher_scores_are_squared_gradients_along_the_units(params, granulariti
     assert found.keys() == {g.name for g in groups}
     for group in groups:
         wanted = sum(along(group, gradient) ** 2 for gradient in gradients)
-        np.testing.assert_allclose(found[group.name], wanted, rtol=1e-3, atol=1e-9)
+        np.testing.assert_allclose(found[group.name], wanted, rtol=2e-5)
 
 
 def test_a_unit_that_nothing_reads_scores_least(params):
