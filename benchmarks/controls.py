@@ -20,6 +20,7 @@ from mlprune_jax.pipeline import resume, run
 from mlprune_jax.pipeline.grid import after_dense, dense_alone
 
 EQUAL = {"clip": "weights", "densities": "equal"}
+SOFT = {"clip": "weights", "densities": "soft", "score_scale": 0.3, "two_sided": True}
 FISHER = {"score_init": "fisher", "score_scale": 0.5}
 WAYS = {
     "mlpruning": {"clip": "all"},
@@ -27,7 +28,8 @@ WAYS = {
     "mlpruning_boundary": {"clip": "weights", "threshold_gradient": "boundary"},
     "mlpruning_fisher": {"clip": "weights"} | FISHER,
     "movement_hard": EQUAL,
-    "movement_soft": {"clip": "weights", "densities": "soft", "score_scale": 0.3, "two_sided": True},
+    "movement_soft": SOFT,
+    "movement_soft_fisher": SOFT | {"score_init": "fisher"},
     "fisher": EQUAL | FISHER | {"score_learning_rate": 0},
     "magnitude": EQUAL | {"score_init": "magnitude", "score_learning_rate": 0},
     "random": EQUAL | {"score_init": "kaiming_uniform", "score_learning_rate": 0},

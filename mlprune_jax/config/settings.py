@@ -78,7 +78,7 @@ class PruneStage(TrainSettings):
         score_learning_rate, threshold_learning_rate: of scores and thresholds.
         score_init, score_scale: see `mlprune_jax.pruning.masks.init_scores`; "magnitude" starts from the mean absolute
             weight of each unit of the student, "fisher" from the order of `mlprune_jax.training.importance`, spaced
-            evenly over -score_scale .. score_scale.
+            evenly over -score_scale .. score_scale, with soft densities over half to one and a half of score_scale.
         threshold_gradient: how the loss moves thresholds, see `mlprune_jax.pruning.binarize.binarize`.
         densities: "learned" gives each group a threshold of its own; "equal" keeps the same share of every group;
             "soft" has no thresholds: the penalty acts on the scores, and what scores above 0 stays (soft movement
@@ -125,10 +125,10 @@ class PruneStage(TrainSettings):
 
     @model_validator(mode="after")
     def _soft_scores_start_above_zero(self) -> PruneStage:
-        if self.densities == "soft" and not (self.score_init == "constant" and self.score_scale > 0):
+        if self.densities == "soft" and not (self.score_init in ("constant", "fisher") and self.score_scale > 0):
             raise ValueError(
-                "densities soft keeps what scores above 0, so all scores must start there: score_init constant and a "
-                f"score_scale above 0, got {self.score_init} and {self.score_scale:g}"
+                "densities soft keeps what scores above 0, so all scores must start there: score_init constant or "
+                f"fisher and a score_scale above 0, got {self.score_init} and {self.score_scale:g}"
             )
         return self
 
@@ -137,6 +137,13 @@ class PruneStage(TrainSettings):
         if self.score_init == "fisher" and self.score_scale == 0:
             raise ValueError("score_init fisher spaces scores over -score_scale .. score_scale: a score_scale above 0")
         return self
+
+    @property
+    def fisher_range(self) -> tuple[float, float]:
+        """Lowest and highest score that ``score_init: fisher`` gives."""
+        if self.densities == "soft":
+            return self.score_scale / 2, self.score_scale * 3 / 2
+        return -self.score_scale, self.score_scale
 
 
 class HeadRowStage(PruneStage):

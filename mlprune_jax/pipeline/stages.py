@@ -279,7 +279,8 @@ def _first_scores(
         placed = (context.layout.batch(batch) for batch in batches)
         params = context.layout.place(student.params)
         found = context.layout.to_host(fisher_scores(context.module(student.config), cost.groups, params, placed))
-        return {name: evenly_ranked(value, settings.score_scale) for name, value in found.items()}
+        low, high = settings.fisher_range
+        return {name: evenly_ranked(value, low, high) for name, value in found.items()}
     seed = stage_seed(context.config.seed, f"{stage}.scores")
     return init_scores(cost.groups, settings.score_init, seed=seed, scale=settings.score_scale)
 

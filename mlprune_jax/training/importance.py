@@ -51,9 +51,9 @@ def fisher_scores(
     return total
 
 
-def evenly_ranked(scores: Float[Array | np.ndarray, "..."], scale: float) -> Float[Array, "..."]:
-    """The same order, spaced evenly over [-scale, scale]: as far apart as score steps are long, whatever their unit."""
+def evenly_ranked(scores: Float[Array | np.ndarray, "..."], low: float, high: float) -> Float[Array, "..."]:
+    """The same order, spaced evenly over [low, high]: as far apart as score steps are long, whatever their unit."""
     order = np.argsort(np.asarray(scores).ravel(), kind="stable")
     spaced = np.empty(order.size, np.float32)
-    spaced[order] = np.linspace(-scale, scale, order.size)
+    spaced[order] = np.linspace(low, high, order.size)
     return jnp.asarray(spaced.reshape(scores.shape))

@@ -74,4 +74,4 @@ def test_a_unit_that_nothing_reads_scores_least(params):
 
 def test_even_ranks_keep_the_order():
     scores = jnp.asarray([[3e-9, 1.0], [1e-3, 0.0], [0.5, 7.0]])
-    np.testing.assert_allclose(evenly_ranked(scores, 0.5), [[-0.3, 0.3], [-0.1, -0.5], [0.1, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(evenly_ranked(scores, -0.5, 0.5), [[-0.3, 0.3], [-0.1, -0.5], [0.1, 0.5]], atol=1e-6)
