@@ -1,9 +1,14 @@
 """The product unrolled over a pattern known at trace time: plain XLA, for the CPU and any other platform.
 
-A column of blocks is a narrow dense product: the features that its blocks read, gathered side by side, times its blocks
-stacked. Two things make that pay on a CPU. Tokens go through in chunks, so that the gathered features are still in the
-cache when they are multiplied; and narrow columns are multiplied several at once, with zeros where one of them has no
-block, as a product of 16 columns costs nearly as much as one of 32.
+Two ways to take a matrix apart into narrow dense products, and the one with fewer of them is taken:
+
+- by rows of blocks: the features of a row times its blocks side by side; each column of the result is the sum of what
+  the rows have for it. No feature is copied twice, and the products are wide.
+- by columns: the features that a column's blocks read, gathered side by side, times its blocks stacked.
+
+Tokens go through in chunks, so that what lies between two steps is still in the cache at the second; and narrow rows or
+columns are multiplied several at once, with zeros where one of them has no block, as a product of 16 columns costs
+nearly as much as one of 32.
 
 The blocks are arguments of the compiled function, only where they stand is compiled in. Everything is differentiable.
 """
@@ -21,22 +26,26 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from pallas_kernels.block_sparse_matmul.epilogue import Activation, finish
-from pallas_kernels.formats import BlockSparse, Pattern
+from pallas_kernels.formats import BlockShape, BlockSparse
 
 CHUNK = 128
 """Tokens multiplied at once."""
 
 LEAST_WIDTH = 32
-"""Columns of the matrix in one product, at least."""
+"""Rows or columns of the matrix in one product, at least."""
 
 MOST_PRODUCTS = 96
 """Products that one matrix is unrolled into, about; each costs compile time."""
 
-Rows = tuple[int, ...]
+Blocks = tuple[int, ...]
 Operands = tuple[Array, Array | None]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("weights",), meta_fields=("rows", "block_in", "shape"))
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("weights",),
+    meta_fields=("across", "by_rows", "block_shape", "shape"),
+)
 @dataclass(frozen=True)
 class Unrolled:
     """A matrix as it is multiplied with, one dense part for each product.
@@ -45,15 +54,17 @@ class Unrolled:
     instead: cut out inside a compiled forward, they are copies of the whole model at each call.
 
     Attributes:
-        weights: ``[rows * block_in, columns]`` each, side by side the columns of the matrix.
-        rows: the rows of blocks that each part reads.
-        block_in: features of a row of blocks.
+        weights: ``[features, columns]`` of each part; together they cover all rows of blocks, or all columns, in turn.
+        across: of each part, the columns of blocks that it adds to, or the rows that it reads.
+        by_rows: whether the parts are rows of blocks; else columns.
+        block_shape: ``(block_in, block_out)``.
         shape: ``(d_in, d_out)``.
     """
 
     weights: Any  # a tuple of arrays, or whatever a pytree transformation puts there
-    rows: tuple[Rows, ...]
-    block_in: int
+    across: tuple[Blocks, ...]
+    by_rows: bool
+    block_shape: BlockShape
     shape: tuple[int, int]
 
 
@@ -85,54 +96,64 @@ def multiply(
 
     def of_chunk(operands: Operands) -> Array:
         tokens, added = operands
-        return finish(_product(tokens, w), bias, activation, added, x.dtype)
+        product = _by_rows(tokens, w) if w.by_rows else _by_columns(tokens, w)
+        return finish(_apart(product), bias, activation, added, x.dtype)
 
     return _in_chunks(of_chunk, (x, residual))
 
 
 def _cut(w: BlockSparse, values: Array | np.ndarray) -> Unrolled:
     assert w.pattern is not None  # the caller has checked
-    columns = w.grid[1]
-    width = max(1, LEAST_WIDTH // w.block_shape[1], -(-columns // MOST_PRODUCTS))
-    parts = [_part(values, w.pattern, range(j, min(j + width, columns))) for j in range(0, columns, width)]
-    return Unrolled(tuple(weight for _, weight in parts), tuple(rows for rows, _ in parts), w.block_shape[0], w.shape)
+    array = np if isinstance(values, np.ndarray) else jnp
+    blocks = array.concatenate([values, array.zeros((1, *w.block_shape), values.dtype)])
+    slots = np.full(w.grid, len(values), np.int32)  # of each place in `blocks`; where nothing is stored, that of zeros
+    for j in range(w.grid[1]):
+        slots[list(w.pattern.column(j)), j] = range(w.pattern.offsets[j], w.pattern.offsets[j + 1])
+    by_rows = w.grid[0] <= w.grid[1]
+    lines = slots if by_rows else slots.T
+    width = max(1, LEAST_WIDTH // w.block_shape[0 if by_rows else 1], -(-len(lines) // MOST_PRODUCTS))
+    weights, across = [], []
+    for band in (lines[i : i + width] for i in range(0, len(lines), width)):
+        stored = np.flatnonzero((band < len(values)).any(axis=0))
+        part = band[:, stored]
+        weights.append(_joined(blocks, part if by_rows else part.T))
+        across.append(tuple(stored.tolist()))
+    return Unrolled(tuple(weights), tuple(across), by_rows, w.block_shape, w.shape)
 
 
-def _part(values: Array | np.ndarray, pattern: Pattern, columns: range) -> tuple[Rows, Array | np.ndarray]:
-    block_in, block_out = values.shape[1:]
-    if len(columns) == 1:
-        rows = pattern.column(columns[0])
-        blocks = values[pattern.offsets[columns[0]] : pattern.offsets[columns[0] + 1]]
-        return rows, blocks.reshape(-1, block_out)
-    rows = tuple(sorted({row for j in columns for row in pattern.column(j)}))
-    if not rows:
-        return rows, values[:0].reshape(0, len(columns) * block_out)
-    slots = np.full((len(rows), len(columns)), len(values), np.int32)  # past the end: a block of zeros
-    for at, j in enumerate(columns):
-        stored = range(pattern.offsets[j], pattern.offsets[j + 1])
-        slots[np.searchsorted(rows, pattern.column(j)), at] = stored
-    return rows, _take(values, slots).transpose(0, 2, 1, 3).reshape(len(rows) * block_in, -1)
+def _joined(blocks: Array | np.ndarray, slots: np.ndarray) -> Array | np.ndarray:
+    """Blocks side by side and stacked, as ``slots`` has them, as one matrix."""
+    (rows, columns), (block_in, block_out) = slots.shape, blocks.shape[1:]
+    return blocks[slots].transpose(0, 2, 1, 3).reshape(rows * block_in, columns * block_out)
 
 
-def _take(values: Array | np.ndarray, slots: np.ndarray) -> Array | np.ndarray:
-    if not isinstance(values, np.ndarray):
-        return values.at[slots].get(mode="fill", fill_value=0)
-    return np.concatenate([values, np.zeros_like(values[:1])])[slots]
+def _by_rows(x: Float[Array, "C D_in"], w: Unrolled) -> Float[Array, "C D_out"]:
+    block_out = w.block_shape[1]
+    ends = np.cumsum([weight.shape[0] for weight in w.weights])[:-1].tolist()
+    cuts = _apart(jnp.split(x, ends, axis=1))
+    products = _apart([_multiplied(cut, weight) for cut, weight in zip(cuts, w.weights, strict=True)])
+    terms: list[list[Array]] = [[] for _ in range(w.shape[1] // block_out)]
+    for columns, product in zip(w.across, products, strict=True):
+        for at, column in enumerate(columns):
+            terms[column].append(product[:, at * block_out : (at + 1) * block_out])
+    nothing = jnp.zeros((len(x), block_out), jnp.float32)
+    return jnp.concatenate([sum(found[1:], found[0]) if found else nothing for found in terms], axis=1)
 
 
-def _product(x: Float[Array, "C D_in"], w: Unrolled) -> Float[Array, "C D_out"]:
-    # Cut up once, behind a barrier: fused into the joins, every cut is made again, slower and in more code to compile.
-    cuts = jax.lax.optimization_barrier(jnp.split(x, w.shape[0] // w.block_in, axis=1))
-    products = [
-        # Nothing stored: a sum of no products, which is zero.
-        jnp.matmul(
-            jnp.concatenate([cuts[row] for row in rows] or [x[:, :0]], axis=1),
-            weight,
-            preferred_element_type=jnp.float32,
-        )
-        for rows, weight in zip(w.rows, w.weights, strict=True)
-    ]
-    return jnp.concatenate(products, axis=1)
+def _by_columns(x: Float[Array, "C D_in"], w: Unrolled) -> Float[Array, "C D_out"]:
+    cuts = _apart(jnp.split(x, w.shape[0] // w.block_shape[0], axis=1))
+    # Nothing stored: a sum of no products, which is zero.
+    gathered = [jnp.concatenate([cuts[row] for row in rows] or [x[:, :0]], axis=1) for rows in w.across]
+    return jnp.concatenate(list(map(_multiplied, gathered, w.weights)), axis=1)
+
+
+def _multiplied(x: Array, weight: Array) -> Array:
+    return jnp.matmul(x, weight, preferred_element_type=jnp.float32)
+
+
+def _apart(arrays: Any) -> Any:
+    """Behind a barrier: fused into what reads them, pieces are made again for each reader, slower and in more code."""
+    return jax.lax.optimization_barrier(arrays)
 
 
 def _in_chunks(function: Callable[[Operands], Array], operands: Operands) -> Array:

@@ -130,13 +130,17 @@ def compiled(implementation, tokens=64, shape=(128, 256)):
     return w, function.lower(x, w).compile().as_text()
 
 
+@pytest.mark.parametrize("shape", [(128, 256), (256, 128)], ids=["by rows", "by columns"])
 @pytest.mark.parametrize("tokens", [64, 3 * CHUNK])
-def test_xla_has_no_dense_product_and_no_weights_in_the_executable(tokens):
-    w, text = compiled("xla", tokens)
-    products = [tuple(map(int, sides)) for sides in re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", text)]
-    counts = np.diff(w.pattern.offsets)
-    assert len(products) == (counts > 0).sum()
-    assert {side for _, side in products} == {32}
+def test_xla_has_no_dense_product_and_no_weights_in_the_executable(tokens, shape):
+    """One product of each row of blocks, as wide as it has blocks, or of each column."""
+    w, text = compiled("xla", tokens, shape)
+    widths = sorted(int(width) for width in re.findall(r"= f32\[\d+,(\d+)\]\S* dot\(", text))
+    if shape == (128, 256):
+        assert widths == sorted(32 * n for n in np.bincount(w.pattern.indices) if n)
+    else:
+        assert widths == [32] * np.count_nonzero(np.diff(w.pattern.offsets))
+    assert max(widths) < shape[1]
     # The blocks come in as an argument; the largest constant is an index or a scalar.
     assert re.search(rf"f32\[{len(w.values)},32,32\]\S* parameter\(", text)
     sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"= f32\[([\d,]+)\]\S* constant", text)]
