@@ -8,6 +8,7 @@ those that were measured. A cell in which dense is picked is 1 by definition and
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from describe import describe
 
-from pallas_kernels import block_sparse_matmul, to_dense
 from pallas_kernels.block_sparse_matmul.api import choose_for
+from pallas_kernels.block_sparse_matmul.calibrate import as_served
 from pallas_kernels.block_sparse_matmul.workloads import make_matrix
 from pallas_kernels.timing import measure_interleaved, ratio
 
@@ -36,10 +37,12 @@ def measure(shape, block, density, tokens, dtype, rounds):
     cell |= {"picked": choice.implementation, "reason": choice.reason}
     if choice.implementation == "dense":
         return cell | {"dense_over_picked": 1.0}
-    x, spread = jax.random.normal(jax.random.key(0), (tokens, shape[0]), w.dtype), to_dense(w)
-    dense = jax.jit(lambda x, w: jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(x.dtype))
-    picked = jax.jit(lambda x, w: block_sparse_matmul(x, w, implementation=choice.implementation))
-    timings = measure_interleaved({"dense": lambda: dense(x, spread), "picked": lambda: picked(x, w)}, rounds=rounds)
+    x = jax.random.normal(jax.random.key(0), (tokens, shape[0]), w.dtype)
+    calls = {}
+    for name, implementation in (("dense", "dense"), ("picked", choice.implementation)):
+        product, held = as_served(implementation)
+        calls[name] = partial(jax.jit(product), x, held(w))
+    timings = measure_interleaved(calls, rounds=rounds)
     return cell | {"dense_over_picked": round(ratio(timings["dense"], timings["picked"]), 3)}
 
 

@@ -17,11 +17,14 @@ import jax.numpy as jnp
 from pallas_kernels import device
 from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, save_table, user_table_path
-from pallas_kernels.block_sparse_matmul.implementations import runnable
+from pallas_kernels.block_sparse_matmul.implementations import Implementation, runnable
 from pallas_kernels.block_sparse_matmul.workloads import make_matrix
+from pallas_kernels.block_sparse_matmul.xla import multiply, unroll
 from pallas_kernels.errors import KernelError
 from pallas_kernels.formats import BlockShape, BlockSparse, to_dense
 from pallas_kernels.timing import measure_interleaved, ratio
+
+Product = Callable[[jax.Array, Any], jax.Array]
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (768, 2304))
 BLOCKS: tuple[BlockShape, ...] = ((32, 32), (64, 64), (16, 16))
@@ -130,9 +133,11 @@ def _measure(w: BlockSparse, tokens: int, at_once: int, rounds: int) -> tuple[di
         raise KernelError(f"no sparse implementation runs on {device.hardware_name()}: nothing to calibrate")
     x = jax.random.normal(jax.random.key(0), (tokens, w.shape[0]), w.dtype)
     weights = _in_turn(w)
-    calls: dict[str, Callable[[], Any]] = {"dense": _call(_dense, x, [to_dense(each) for each in weights])}
-    for name in names:
-        calls[name] = _call(partial(block_sparse_matmul, implementation=name), x, weights)
+    calls: dict[str, Callable[[], Any]] = {}
+    compared: tuple[Implementation, ...] = ("dense", *names)
+    for name in compared:
+        product, held = as_served(name)
+        calls[name] = _call(product, x, list(map(held, weights)))
     in_a_row = 1 if at_once == 1 else CALLS_IN_A_ROW
     calls = {name: _side_by_side(call, at_once) for name, call in calls.items()}
     timings = measure_interleaved(calls, rounds=rounds)
@@ -147,11 +152,20 @@ def _in_turn(w: BlockSparse) -> list[BlockSparse]:
     return [jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), w) for _ in range(copies)]
 
 
+def as_served(implementation: Implementation) -> tuple[Product, Callable[[BlockSparse], Any]]:
+    """A product as a server runs it, and what it makes of a packed matrix once, before any call."""
+    if implementation == "dense":
+        return _dense, to_dense
+    if implementation == "xla":
+        return lambda x, w: multiply(x, w, None, None, None), unroll
+    return partial(block_sparse_matmul, implementation=implementation), lambda w: w
+
+
 def _dense(x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
-def _call(product: Callable[[jax.Array, Any], jax.Array], x: jax.Array, weights: Sequence[Any]) -> Callable[[], Any]:
+def _call(product: Product, x: jax.Array, weights: Sequence[Any]) -> Callable[[], Any]:
     function, turn = jax.jit(product), cycle(weights)
     return lambda: function(x, next(turn))
 
