@@ -38,12 +38,15 @@ def measure(shape, block, density, tokens, dtype, rounds):
     if choice.implementation == "dense":
         return cell | {"dense_over_picked": 1.0}
     x = jax.random.normal(jax.random.key(0), (tokens, shape[0]), w.dtype)
-    calls = {}
-    for name, implementation in (("dense", "dense"), ("picked", choice.implementation)):
-        product, held = as_served(implementation)
-        calls[name] = partial(jax.jit(product), x, held(w))
-    timings = measure_interleaved(calls, rounds=rounds)
+    timings = measure_interleaved(
+        {"dense": call("dense", x, w), "picked": call(choice.implementation, x, w)}, rounds=rounds
+    )
     return cell | {"dense_over_picked": round(ratio(timings["dense"], timings["picked"]), 3)}
+
+
+def call(implementation, x, w):
+    product, held = as_served(implementation)
+    return partial(jax.jit(product), x, held(w))
 
 
 def main():

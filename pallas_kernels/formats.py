@@ -129,13 +129,15 @@ def from_dense(
 
     Raises:
         KernelError: blocks that do not divide the matrix, a side that is not one of `BLOCK_SIDES`, values that are not
-            floating point, or neither or both of ``mask`` and ``block_shape``.
+            floating point or that jax would round, or neither or both of ``mask`` and ``block_shape``.
     """
     dense = np.asarray(weight)
     if (mask is None) == (block_shape is None):
         raise KernelError("from_dense takes a mask or a block_shape, and not both")
     if not jnp.issubdtype(dense.dtype, jnp.floating):
         raise KernelError(f"a block-sparse matrix holds floating point values, got {dense.dtype}")
+    if jax.dtypes.canonicalize_dtype(dense.dtype) != dense.dtype:
+        raise KernelError(f"jax would round {dense.dtype} values here: convert them first, to float32 or less")
     if mask is None:
         assert block_shape is not None
         blocks = _split(dense, block_shape)
@@ -265,6 +267,7 @@ def _split(dense: np.ndarray, block_shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _implied_block(shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(mask_shape) != 2 or 0 in mask_shape or any(s % m for s, m in zip(shape, mask_shape, strict=False)):
+    pairs = len(shape) == len(mask_shape) == 2
+    if not pairs or 0 in mask_shape or any(s % m for s, m in zip(shape, mask_shape, strict=True)):
         raise KernelError(f"a block mask of shape {mask_shape} does not divide a matrix of shape {tuple(shape)}")
     return tuple(s // m for s, m in zip(shape, mask_shape, strict=True))

@@ -46,10 +46,16 @@ def plan_calls(
     several = small < batch
     decisions = decide(params, small, length, dtype, implementation=implementation, side_by_side=several, table=table)
     if all(decision.choice.implementation != "xla" for decision in decisions):
-        return large, decisions
+        return large, _in_calls_of(large, small, decisions)
     if implementation is None and small < large and not _pays(decisions):
-        return large, tuple(decision._replace(choice=_too_little(decision)) for decision in decisions)
+        dense = tuple(decision._replace(choice=_too_little(decision)) for decision in decisions)
+        return large, _in_calls_of(large, small, dense)
     return small, decisions
+
+
+def _in_calls_of(large: int, small: int, decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    """Decisions that were made for calls of ``small`` rows, where all are dense and calls have ``large``."""
+    return tuple(decision._replace(tokens=decision.tokens // small * large) for decision in decisions)
 
 
 def _rows(batch: int, length: int, tokens: int) -> int:

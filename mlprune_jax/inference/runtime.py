@@ -93,10 +93,11 @@ class CompiledModel:
             ``[batch, num_labels]``, or ``[batch, length, 2]`` for spans.
 
         Raises:
-            DataError: shapes that do not fit each other, ids or lengths out of range, or no bucket large enough.
+            DataError: shapes that do not fit each other, numbers that are no integers or out of range, or no bucket
+                large enough.
         """
-        ids, lengths = np.asarray(input_ids, np.int32), np.asarray(lengths, np.int32)
-        types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids, np.int32)
+        ids, lengths = _integers("input_ids", input_ids), _integers("lengths", lengths)
+        types = np.zeros_like(ids) if token_type_ids is None else _integers("token_type_ids", token_type_ids)
         if ids.ndim != 2 or types.shape != ids.shape or lengths.shape != ids.shape[:1]:
             raise DataError(
                 f"a batch needs input_ids [batch, length], lengths [batch] and token types like input_ids; got shapes "
@@ -114,7 +115,7 @@ class CompiledModel:
         padding = ((0, calls * executable.rows - rows), (0, length - tokens))
         # A filled-up row has one token: attention over none would divide by zero.
         full = np.pad(lengths, padding[0], constant_values=1)
-        inputs = (np.pad(ids, padding), full, np.pad(types, padding))
+        inputs = tuple(array.astype(np.int32) for array in (np.pad(ids, padding), full, np.pad(types, padding)))
         out = run_calls(partial(executable.call, executable.params), inputs, executable.rows)
         return out[:rows, :tokens] if self.kind == "span" else out[:rows]
 
@@ -128,6 +129,14 @@ class CompiledModel:
                 hint="compile with larger batch_sizes or lengths, or split the batch",
             )
         return min(fitting, key=lambda bucket: (bucket[0] * bucket[1], bucket))
+
+
+def _integers(name: str, values: np.ndarray) -> np.ndarray:
+    """As they are: cut to 32 bits before its range is checked, a number could become another one."""
+    array = np.asarray(values)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise DataError(f"{name} must be integers, got {array.dtype}")
+    return array
 
 
 def _check_range(name: str, ids: np.ndarray, size: int) -> None:

@@ -60,6 +60,8 @@ def block_sparse_matmul(
     elif implementation not in IMPLEMENTATIONS:
         raise KernelError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
     check_implementation(implementation, w)
+    if not tokens.size:
+        return jnp.zeros((*x.shape[:-1], w.shape[1]), x.dtype)  # no kernel takes a grid of nothing
     matmul = import_module(f"pallas_kernels.block_sparse_matmul.{implementation}").matmul
     added = None if residual is None else residual.reshape(-1, residual.shape[-1])
     return matmul(tokens, w, bias, added, activation).reshape(*x.shape[:-1], w.shape[1])

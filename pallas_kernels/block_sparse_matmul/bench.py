@@ -250,6 +250,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := set(options.steps) - set(STEPS):
         parser.error(f"--steps knows {','.join(STEPS)}; got {', '.join(sorted(unknown))}")
+    if options.table is not None and options.dry_run:
+        parser.error("--table takes measured cells, and --dry-run measures none")
     if options.implementations is None:
         # xla unrolls the pattern and compiles for each matrix anew, which would take the time of all the others.
         options.implementations = ("reference", "dense", "xla") if options.dry_run else ("mosaic_gpu", "triton")

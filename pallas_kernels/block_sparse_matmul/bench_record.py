@@ -42,9 +42,14 @@ class Record:
             self.content["cells"][begun] = {"failed": "a run ended inside this cell", "skip": True}
 
     def has(self, key: str) -> bool:
-        """Whether a cell needs no measuring: it was measured, or a run ended in it. What raised is tried again."""
+        """Whether a cell needs no measuring: it was measured, or a run ended in it.
+
+        What raised, was refused or gave a wrong answer is tried again: kernels and what is installed may have changed.
+        """
         cell = self.content["cells"].get(key)
-        return cell is not None and ("failed" not in cell or cell.get("skip", False))
+        if cell is None:
+            return False
+        return cell.get("skip", False) or not ("failed" in cell or "refused" in cell or cell.get("ok") is False)
 
     def cells(self, prefix: str) -> dict[str, Any]:
         """The cells of one step."""
@@ -56,8 +61,8 @@ class Record:
         self.write()
 
     def add(self, key: str, cell: dict[str, Any]) -> None:
-        """Write a measured cell."""
-        self.content["cells"][key] = cell
+        """Write a measured cell, with the commit that it belongs to."""
+        self.content["cells"][key] = cell | {"commit": self.content["environment"].get("commit")}
         self.content.pop("begun", None)
         self.write()
 

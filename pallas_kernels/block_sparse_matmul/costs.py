@@ -75,8 +75,8 @@ def file_name(hardware: str) -> str:
 def find_table(hardware: str) -> CostTable | None:
     """What is known of a device: the user's table, and the package's for whatever kind of product that one lacks.
 
-    A kind is a dtype, a block shape and how many calls ran at once: a calibration that was cut short, or is from before
-    calls ran side by side, hides nothing of the others.
+    A kind is a dtype, a matrix and block shape, and how many calls ran at once: a calibration that was cut short, or is
+    from before calls ran side by side, hides nothing of the others.
 
     Raises:
         KernelError: a table is damaged.
@@ -91,8 +91,8 @@ def find_table(hardware: str) -> CostTable | None:
     return replace(own, entries=own.entries + others)
 
 
-def _kind(entry: Entry) -> tuple[str, tuple[int, int], int]:
-    return entry.dtype, entry.block_shape, entry.at_once
+def _kind(entry: Entry) -> tuple[Any, ...]:
+    return entry.dtype, entry.shape, entry.block_shape, entry.at_once
 
 
 def load_table(path: Path | str) -> CostTable:

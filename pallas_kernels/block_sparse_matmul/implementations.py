@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from functools import cache
 from typing import Literal, get_args
 
 import jax.numpy as jnp
 
+from pallas_kernels.block_sparse_matmul.triton import load
 from pallas_kernels.device import compute_capability, platform
 from pallas_kernels.errors import KernelError
 from pallas_kernels.formats import BlockSparse
@@ -17,7 +18,8 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 SPARSE: tuple[Implementation, ...] = ("mosaic_gpu", "triton", "xla")
 """Those that skip what is not stored."""
 
-LEAST_CAPABILITY: dict[Implementation, tuple[int, int]] = {"mosaic_gpu": (9, 0), "triton": (8, 0)}
+HOPPER = 9  # the major compute capability that has wgmma, no earlier nor later one
+AMPERE = 8
 
 
 def check_implementation(implementation: Implementation, w: BlockSparse) -> None:
@@ -28,17 +30,24 @@ def check_implementation(implementation: Implementation, w: BlockSparse) -> None
     """
     if implementation == "xla" and w.pattern is None:
         raise KernelError("implementation xla unrolls the pattern, which this matrix carries in its arrays alone")
-    if implementation in LEAST_CAPABILITY:
-        least = LEAST_CAPABILITY[implementation]
-        found = compute_capability()
-        if found is None or found < least:
-            has = f"compute capability {found[0]}.{found[1]}" if found else f"platform {platform()}"
-            raise KernelError(
-                f"implementation {implementation} needs an NVIDIA GPU of compute capability {least[0]}.{least[1]} or "
-                f"newer; the default device has {has}"
-            )
+    if implementation in ("mosaic_gpu", "triton"):
+        _check_gpu(implementation)
     if implementation == "mosaic_gpu" and w.dtype == jnp.float32:
         raise KernelError("implementation mosaic_gpu takes bfloat16 and float16; run float32 with dense")
+
+
+def _check_gpu(implementation: Implementation) -> None:
+    found = compute_capability()
+    if implementation == "mosaic_gpu":
+        fits, wanted = found is not None and found[0] == HOPPER, "9.0 (Hopper)"
+    else:
+        fits, wanted = found is not None and found[0] >= AMPERE, "8.0 or newer"
+    if not fits:
+        has = f"compute capability {found[0]}.{found[1]}" if found else f"platform {platform()}"
+        raise KernelError(
+            f"implementation {implementation} needs an NVIDIA GPU of compute capability {wanted}; the default device "
+            f"has {has}"
+        )
 
 
 def runnable(w: BlockSparse) -> tuple[Implementation, ...]:
@@ -51,4 +60,14 @@ def _runs(implementation: Implementation, w: BlockSparse) -> bool:
         check_implementation(implementation, w)
     except KernelError:
         return False
-    return implementation != "triton" or find_spec("jax_triton") is not None
+    return implementation != "triton" or _triton_loads()
+
+
+@cache
+def _triton_loads() -> bool:
+    """Whether jax-triton is there and fits the jax and triton that are."""
+    try:
+        load()
+    except KernelError:
+        return False
+    return True

@@ -57,7 +57,7 @@ def _product(
     bias: Float[Array, "D_out"] | None,
     residual: Float[Array, "M D_out"] | None,
 ) -> Float[Array, "M D_out"]:
-    triton_call, kernel = _load()
+    triton_call, kernel = load()
     tokens, d_in = x.shape
     block_in, block_out = values.shape[1:]
     columns = len(offsets) - 1
@@ -106,7 +106,12 @@ def tile_rows(tokens: int, block_out: int) -> int:
     return min(most, max(16, 1 << (tokens - 1).bit_length()))
 
 
-def _load() -> tuple[Any, Any]:
+def load() -> tuple[Any, Any]:
+    """jax-triton's call and the kernel.
+
+    Raises:
+        KernelError: jax-triton is missing, or does not fit the versions of jax and triton that are there.
+    """
     try:
         from jax_triton import triton_call  # pyright: ignore[reportMissingImports]
 

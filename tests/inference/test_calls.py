@@ -69,7 +69,10 @@ def test_what_a_call_raises_is_raised():
     ],
 )
 def test_rows_of_a_call(packed, batch_size, length, implementation, rows):
-    assert plan_calls(packed, batch_size, length, "float32", implementation, None)[0] == rows
+    found, decisions = plan_calls(packed, batch_size, length, "float32", implementation, None)
+    assert found == rows
+    assert decisions[0].tokens == rows * length
+    assert decisions[-1].tokens == rows  # behind the last attention, the first token alone
 
 
 def test_small_calls_where_sparse_products_gain(packed):
@@ -80,9 +83,10 @@ def test_small_calls_where_sparse_products_gain(packed):
 
 def test_one_small_gain_does_not_cut_up_the_batch(packed):
     """Dense products lose a tenth in small calls: more than one of a model's products wins here."""
-    narrow = table(1.07, shapes=((32, 16),))
+    narrow = table(1.25, shapes=((32, 16),))
     rows, decisions = plan_calls(packed, 64, 16, "float32", None, narrow)
     assert rows == 64
+    assert decisions[0].tokens == 64 * 16
     assert {d.choice.implementation for d in decisions} == {"dense"}
     assert any("too little of the model" in d.choice.reason for d in decisions)
     _, alone = plan_calls(packed, 8, 16, "float32", None, narrow)  # nothing is cut up there: every gain counts

@@ -155,7 +155,7 @@ def test_memory_is_told(compiled):
 
 def test_packed_products_are_not_computed_densely():
     """No product of the forward has the whole of a packed matrix as an operand; run densely, they all have."""
-    # Layer 1 of these has four matrices of different shapes, none of them a column of blocks or the pooler.
+    # Layer 1 of these has four matrices of different shapes, none of them one part of an unrolled matrix or the pooler.
     model = masked()
     packed, config = assemble(model.params, model.masks, CONFIG, "float32")
     packed, config = only_second_layer(packed, config)
@@ -169,7 +169,7 @@ def test_packed_products_are_not_computed_densely():
         return {line.rsplit("tensor<", 2)[1].split(">")[0] for line in text.splitlines() if "dot_general" in line}
 
     shapes = {getattr(packed.layers[0], name).weight.shape for name in LayerPlan._fields}
-    whole = {f"{d_in}x{d_out}xf32" for d_in, d_out in shapes if d_out > 32}  # a column of blocks is 32 wide
+    whole = {f"{d_in}x{d_out}xf32" for d_in, d_out in shapes if d_out > 32}  # parts by column are 32 wide
     assert len(whole) >= 2
     assert whole <= operands("dense")
     assert not whole & operands("xla")
@@ -213,7 +213,20 @@ def test_a_plan_may_run_some_products_packed_and_some_dense(tile_model):
 )
 def test_batches_that_do_not_fit(compiled, inputs, told):
     with pytest.raises(DataError, match=told):
-        compiled.logits(*inputs)
+        compiled.logits(*(array.astype(int) for array in inputs))
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        (np.full((1, 8), 2**32 + 5), "input_ids must lie in 0 .. 39"),
+        (np.full((1, 8), 1.9), "input_ids must be integers"),
+    ],
+)
+def test_numbers_are_not_cut_down_to_some_token(compiled, ids, told):
+    function = getattr(type(compiled).logits, "__wrapped__", type(compiled).logits)  # without the tests' type checks
+    with pytest.raises(DataError, match=told):
+        function(compiled, ids, np.ones(1, int))
 
 
 @pytest.mark.parametrize(

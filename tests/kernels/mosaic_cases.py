@@ -59,6 +59,7 @@ def compare(case, shape, tokens, tiling, density=0.5):
     kind = "random" if case["kind"] == "ragged tokens" else case["kind"]
     w = workloads.make_matrix(shape, case["block"], density, dtype, kind=kind, padded=case["kind"] != "all empty")
     x, b, r = workloads.make_operands(tokens, shape, dtype, bias=bias, residual=residual)
+    b = None if b is None else b.astype(jnp.float32)  # as serving keeps them
     product = partial(mosaic_gpu.matmul, x, w, b, r, activation, tiling=tiling)
     found, raced = interpreter.run(lambda interpret: product(interpret=interpret))
     assert not raced

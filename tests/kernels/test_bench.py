@@ -66,7 +66,9 @@ def measured(record, *cells):
     return json.loads(record.path.read_text())["cells"]
 
 
-def test_failures_are_tried_again_and_refusals_are_not(tmp_path):
+def test_what_did_not_come_off_is_tried_again(tmp_path):
+    """The compiler, what is installed, or the kernel may be another by then; cells name the commit they are of."""
+
     def fails():
         raise ZeroDivisionError("compiler")
 
@@ -74,12 +76,18 @@ def test_failures_are_tried_again_and_refusals_are_not(tmp_path):
         raise KernelError("needs a GPU")
 
     path = tmp_path / "b.json"
-    cells = measured(Record(path, ENVIRONMENT), ("a", fails), ("b", refuses), ("c", lambda: {"x": 1.0}))
+    cells = measured(
+        Record(path, ENVIRONMENT | {"commit": "old"}),
+        ("a", fails),
+        ("b", refuses),
+        ("c", lambda: {"ok": False, "kinds": {}}),
+        ("d", lambda: {"x": 1.0}),
+    )
     assert cells["a"]["failed"] == "ZeroDivisionError: compiler"
     assert cells["b"]["refused"] == "needs a GPU"
-    again = [(key, lambda: {"x": 2.0}) for key in "abc"]
-    cells = measured(Record(path, ENVIRONMENT), *again)
-    assert [cell.get("x") for cell in cells.values()] == [2.0, None, 1.0]
+    again = [(key, lambda: {"x": 2.0}) for key in "abcd"]
+    cells = measured(Record(path, ENVIRONMENT | {"commit": "new"}), *again)
+    assert [(cell["x"], cell["commit"]) for cell in cells.values()] == [(2.0, "new")] * 3 + [(1.0, "old")]
 
 
 def test_cell_that_ended_a_run_is_skipped(tmp_path):
@@ -142,6 +150,12 @@ def test_unknown_step(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--steps", "grid,dance"])
     assert "--steps knows correctness,grid,probes,sweep; got dance" in capsys.readouterr().err
+
+
+def test_a_dry_run_makes_no_table(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--dry-run", "--table", str(tmp_path / "t.json"), "--out", str(tmp_path / "b.json")])
+    assert "--table takes measured cells" in capsys.readouterr().err
 
 
 def test_grid_becomes_a_cost_table(tmp_path):

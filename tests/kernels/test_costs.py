@@ -8,8 +8,9 @@ import pytest
 
 from pallas_kernels import KernelError, choose, choose_for, load_table
 from pallas_kernels.block_sparse_matmul import calibrate as calibration
-from pallas_kernels.block_sparse_matmul import costs, workloads
+from pallas_kernels.block_sparse_matmul import costs, implementations, workloads
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, find_table, save_table, user_table_path
+from pallas_kernels.block_sparse_matmul.implementations import runnable
 from pallas_kernels.device import hardware_name
 
 SQUARE, TALL = (512, 512), (2048, 512)
@@ -64,7 +65,7 @@ def test_ratio_is_interpolated(facts, ratio):
     "facts",
     [
         {"density": 0.3},  # as fast as dense
-        {"density": 0.295},  # faster by less than the margin
+        {"density": 0.28},  # 1.15 times as fast: less than the margin
         {"density": 0.9},  # beyond what was measured
         {"block_shape": (16, 16)},  # slower than dense
         {"allowed": ()},
@@ -111,14 +112,7 @@ def test_what_was_not_measured_goes_by_the_rule(facts):
 
 RULE = [
     # platform, block side, density, tokens, dtype, size, picked
-    ("gpu", 64, 0.20, 2048, "bfloat16", 768, "mosaic_gpu"),
-    ("gpu", 64, 0.21, 2048, "bfloat16", 768, "dense"),
-    ("gpu", 64, 0.20, 2047, "bfloat16", 768, "dense"),
-    ("gpu", 32, 0.12, 4096, "float16", 768, "mosaic_gpu"),
-    ("gpu", 32, 0.13, 4096, "float16", 768, "dense"),
-    ("gpu", 16, 0.08, 4096, "bfloat16", 768, "mosaic_gpu"),
-    ("gpu", 16, 0.09, 4096, "bfloat16", 768, "dense"),
-    ("gpu", 128, 0.20, 4096, "bfloat16", 768, "mosaic_gpu"),
+    ("gpu", 64, 0.05, 4096, "bfloat16", 768, "dense"),  # no kernel was timed on any GPU yet
     ("gpu", 64, 0.05, 4096, "float32", 768, "dense"),
     ("cpu", 32, 0.10, 8, "float32", 768, "xla"),
     ("cpu", 32, 0.10, 7, "float32", 768, "dense"),
@@ -136,12 +130,29 @@ def test_rule_without_measurements(platform, side, density, tokens, dtype, size,
     assert found.implementation == picked
 
 
-def test_rule_on_a_gpu_without_the_hopper_kernel():
-    options = {"device_kind": "unheard of", "platform": "gpu"}
-    assert (
-        choose(SQUARE, (64, 64), 0.1, 4096, "bfloat16", allowed=("triton", "xla"), **options).implementation == "triton"
-    )
-    assert choose(SQUARE, (64, 64), 0.1, 4096, "bfloat16", allowed=("xla",), **options).implementation == "dense"
+@pytest.mark.parametrize(
+    ("capability", "loads", "found"),
+    [
+        ((8, 0), True, {"triton", "xla"}),
+        ((9, 0), True, {"mosaic_gpu", "triton", "xla"}),
+        ((9, 0), False, {"mosaic_gpu", "xla"}),
+        ((10, 0), True, {"triton", "xla"}),  # Blackwell has no wgmma
+        ((12, 0), False, {"xla"}),
+    ],
+)
+def test_what_a_gpu_can_run(monkeypatch, capability, loads, found):
+    """A jax-triton that is installed and does not fit is as good as none."""
+
+    def load():
+        if not loads:
+            raise KernelError("does not fit")
+
+    monkeypatch.setattr(implementations, "compute_capability", lambda: capability)
+    monkeypatch.setattr(implementations, "load", load)
+    implementations._triton_loads.cache_clear()
+    w = workloads.make_matrix((64, 64), (32, 32), 0.75, jnp.bfloat16)
+    assert set(runnable(w)) == found
+    implementations._triton_loads.cache_clear()
 
 
 def test_table_round_trip(tmp_path):
@@ -212,7 +223,7 @@ def test_users_table_goes_first(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(costs, "PACKAGED", tmp_path / "packaged")
     assert find_table(TABLE.hardware) is None
-    packaged = replace(TABLE, entries=TABLE.entries[:-1])  # of one kind: float32, 32x32
+    packaged = replace(TABLE, entries=TABLE.entries[:4])  # of one kind: float32, 512x512, 32x32
     users = replace(TABLE, entries=TABLE.entries[:1])
     save_table(packaged, tmp_path / "packaged" / costs.file_name(TABLE.hardware))
     assert find_table(TABLE.hardware) == packaged
@@ -222,7 +233,7 @@ def test_users_table_goes_first(tmp_path, monkeypatch):
     assert find_table(TABLE.hardware) == users
     # What the user's table says nothing of is still known from the package's.
     save_table(TABLE, tmp_path / "packaged" / path.name)
-    assert find_table(TABLE.hardware) == replace(users, entries=users.entries + TABLE.entries[-1:])
+    assert find_table(TABLE.hardware) == replace(users, entries=users.entries + TABLE.entries[4:])
     beside = replace(TABLE, entries=(replace(TABLE.entries[0], at_once=2),))
     save_table(beside, tmp_path / "packaged" / path.name)
     assert find_table(TABLE.hardware) == replace(users, entries=users.entries + beside.entries)

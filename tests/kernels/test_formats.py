@@ -215,8 +215,14 @@ def test_damaged_parts_are_refused(message):
 BAD_PACKING = {
     "a mask or a block_shape, and not both": (np.ones((32, 32), np.float32), None, None),
     "floating point values, got int64": (np.ones((32, 32), np.int64), None, (16, 16)),
+    "jax would round float64 values": (np.ones((32, 32)), None, (16, 16)),
+    r"does not divide a matrix of shape \(32, 32, 32\)": (
+        np.ones((32, 32, 32), np.float32),
+        np.ones((2, 2), bool),
+        None,
+    ),
     "True = stored, got float64": (np.ones((32, 32), np.float32), np.ones((2, 2)), None),
-    "does not divide a matrix": (np.ones((32, 32), np.float32), np.ones((3, 2), bool), None),
+    r"does not divide a matrix of shape \(32, 32\)": (np.ones((32, 32), np.float32), np.ones((3, 2), bool), None),
     r"a block mask of shape \(2,\)": (np.ones((32, 32), np.float32), np.ones(2, bool), None),
     "got 8x16": (np.ones((32, 32), np.float32), None, (8, 16)),
     "do not divide a matrix of 32x48": (np.ones((32, 48), np.float32), None, (16, 32)),

@@ -67,7 +67,7 @@ def lowered(tokens, shape, block, design, epilogue, dtype=jnp.bfloat16):
     w = workloads.make_matrix(shape, block, 0.1, dtype).without_pattern()
     facts = jax.ShapeDtypeStruct
     x = facts((tokens, shape[0]), dtype)
-    b = facts((shape[1],), dtype) if bias else None
+    b = facts((shape[1],), jnp.float32) if bias else None  # as serving keeps them
     r = facts((tokens, shape[1]), dtype) if residual else None
     product = partial(mosaic_gpu.matmul, activation=activation, design=design)
     traced = jax.jit(lambda x, w, b, r: product(x, w, b, r)).trace(x, w, b, r)

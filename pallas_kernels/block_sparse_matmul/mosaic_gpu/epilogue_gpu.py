@@ -18,7 +18,7 @@ CHUNK = 32
 
 
 def load_residual(call: Call, residual: Any, row: Any, column: Any, shape: tuple[int, int]) -> Array | None:
-    """The residual of one output tile into registers; called before the products, so that they hide its latency."""
+    """The residual of one output tile into registers; before the products where there is room: they hide the wait."""
     if residual is None:
         return None
     index = (pl.ds(row, shape[0]), pl.ds(column, shape[1]))
