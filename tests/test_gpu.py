@@ -1,4 +1,4 @@
-"""The kernels on a real Hopper GPU. The suite itself runs on the CPU, so they run in a process of their own."""
+"""Kernels and compiled models on a real Hopper GPU, in processes of their own: the suite itself runs on the CPU."""
 
 import json
 import os
@@ -40,3 +40,15 @@ def test_mosaic_designs_match_reference(environment, tmp_path):
     refused = {key for key, cell in cells.items() if "refused" in cell}
     # Only what a design says that it cannot take: narrow blocks, and a panel that does not fit.
     assert all("x_shared" in key or "x_stationary/64x64/FC2" in key for key in refused), refused
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("implementation", ["dense", "xla", "mosaic_gpu", "triton"])
+def test_a_packed_model_answers_as_it_was_trained(environment, implementation):
+    """In bfloat16 with cuDNN's attention; each of some twenty products rounds its operands once."""
+    command = [sys.executable, "-m", "tests.inference.gpu_answers", implementation]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=590)
+    if "needs jax-triton" in done.stderr:
+        pytest.skip("jax-triton is not there, or does not fit")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) < 20 * 2**-8
