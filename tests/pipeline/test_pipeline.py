@@ -14,6 +14,7 @@ from mlprune_jax.cli import app
 from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError
+from mlprune_jax.inference.service import load as load_to_serve
 from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
@@ -261,6 +262,21 @@ def test_one_pruning_stage_alone(finished, tiny, tmp_path, alone, settings):
     assert TARGET - 0.005 <= kept / dense_size(final.config) <= TARGET
     assert set(summary["stages"]) == {alone}
     assert bool(final.config.layers) == (alone == "heads_rows")
+
+
+def test_a_really_pruned_model_answers_packed_as_with_zeros(finished, tiny, tmp_path):
+    stages = {name: {**tiny.settings["prune"][name], "enabled": name == "blocks"} for name in ("blocks", "heads_rows")}
+    stages["blocks"] |= {"shape": "16x16", "recover": 0.0}
+    start = str(finished / "stages" / "dense")
+    config = tiny.config(model=start, dense={"enabled": False}, prune={"density": 0.5, **stages})
+    pipeline.run(config, tmp_path / "run", quiet=True)
+    texts = ["the film was very good .", "", "its plot is dull although the cast is superb ."]
+    model = load_to_serve(tmp_path / "run")
+    packed, zeros = (model.compile(batch_sizes=(4,), implementation=name) for name in ("xla", "dense"))
+    assert "xla" in {each.choice.implementation for each in packed.compiled.decisions(*packed.compiled.buckets[0])}
+    for found, wanted in zip(packed(texts), zeros(texts), strict=True):
+        assert found.label == wanted.label
+        assert found.score == pytest.approx(wanted.score, abs=1e-5)
 
 
 @pytest.mark.parametrize(("densities", "low", "high"), [("learned", -0.5, 0.5), ("soft", 0.25, 0.75)])
