@@ -131,7 +131,7 @@ class CompiledModel:
         return min(fitting, key=lambda bucket: (bucket[0] * bucket[1], bucket))
 
 
-def _integers(name: str, values: np.ndarray) -> np.ndarray:
+def _integers(name: str, values: Any) -> np.ndarray:
     """As they are: cut to 32 bits before its range is checked, a number could become another one."""
     array = np.asarray(values)
     if array.size and not np.issubdtype(array.dtype, np.integer):
