@@ -17,7 +17,7 @@ app = typer.Typer(
 for command in (runs.demo, runs.prune, runs.resume, sweeps.sweep):
     app.command()(command)
 app.command("eval")(models.evaluate)
-for command in (models.inspect, models.verify, models.predict, models.bench):
+for command in (models.inspect, models.verify, models.predict, models.bench, models.export):
     app.command()(command)
 
 config_app = typer.Typer(help="Check, show and describe config files.", no_args_is_help=True)

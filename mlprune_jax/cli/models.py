@@ -1,11 +1,11 @@
-"""Commands on finished models: evaluate, look into, check, predict, time."""
+"""Commands on finished models: evaluate, look into, check, predict, time, export."""
 
 from __future__ import annotations
 
 import io
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -133,6 +133,30 @@ def bench(
             folder, output, batches=batches, lengths=lengths, dtype=dtype, rounds=rounds, implementation=implementation
         )
         return result if as_json or why else {name: value for name, value in result.items() if name != "decisions"}
+
+    perform(work, Switches(as_json, quiet, offline=True, debug=debug))
+
+
+def export(
+    folder: Folder,
+    to: Annotated[
+        Literal["hf", "stablehlo"],
+        typer.Option(
+            help="hf: a dense Hugging Face folder, zeros where something was removed; stablehlo: one function."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="New or empty.")],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; hf takes float32 alone.")] = "float32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a finished model for other software: transformers and what reads its folders, or jax alone."""
+
+    def work() -> dict[str, Any]:
+        from mlprune_jax.inference.export import export_model
+
+        return export_model(folder, output, to, dtype=dtype)
 
     perform(work, Switches(as_json, quiet, offline=True, debug=debug))
 

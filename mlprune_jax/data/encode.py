@@ -57,6 +57,12 @@ class Encoded:
         return found.hexdigest()
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that make up a tokenizer, to be copied beside a model."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Load the tokenizer of a model folder, without network and without running code from the folder.
 

@@ -19,7 +19,9 @@ from pallas_kernels.device import platform
 Tree = dict[str, Any]
 
 
-def assemble(params: Tree, masks: Tree | None, config: ModelConfig, dtype: str) -> tuple[ModelParams, ModelConfig]:
+def assemble(
+    params: Tree, masks: Tree | None, config: ModelConfig, dtype: str, *, pack: bool = True
+) -> tuple[ModelParams, ModelConfig]:
     """Simplify, pack, join Q, K and V, and cast.
 
     Args:
@@ -27,6 +29,7 @@ def assemble(params: Tree, masks: Tree | None, config: ModelConfig, dtype: str) 
         masks: its tile masks, or ``None``.
         config: its geometry.
         dtype: of matrices; biases, norms and embeddings stay float32.
+        pack: store the kept tiles alone; false leaves zeros where tiles are masked.
 
     Returns:
         The serving parameters and the geometry they have after simplification.
@@ -37,7 +40,7 @@ def assemble(params: Tree, masks: Tree | None, config: ModelConfig, dtype: str) 
     if masks is not None:
         check_masks(params, masks, config)
         params, masks, config = simplify(Masked(params, masks, config))
-        params = pack_params(params, masks)
+        params = pack_params(params, masks) if pack else params
     bert = params["bert"]
     embeddings = bert["embeddings"]
     word, position, token_type = (

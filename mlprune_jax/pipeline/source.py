@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from mlprune_jax.config.settings import TaskSettings
@@ -64,9 +63,3 @@ def encode_split(examples: Examples, tokenizer: Any, settings: TaskSettings, voc
     if isinstance(examples, Questions):
         return encode_windows(examples, tokenizer, **settings.windowing)
     return encode(examples, tokenizer, max_length=settings.max_length)
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files that make up a tokenizer, to be copied beside a model."""
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
-    return [folder / name for name in names if (folder / name).is_file()]

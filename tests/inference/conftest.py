@@ -47,10 +47,17 @@ def random_masks(config: ModelConfig, kept: float, seed: int) -> dict[str, Any]:
     return spread(groups, {g.name: rng.random(g.units) < kept for g in groups})
 
 
-def masked(kind: Any = "classification", num_labels: int = 3, *, kept: float = 0.5, seed: int = 0) -> Masked:
-    masks = random_masks(CONFIG, kept, seed)
-    params = apply_masks(random_params(CONFIG, kind, num_labels), masks)
-    return Masked(jax.tree.map(np.asarray, params), masks, CONFIG)
+def masked(
+    kind: Any = "classification",
+    num_labels: int = 3,
+    *,
+    config: ModelConfig = CONFIG,
+    kept: float = 0.5,
+    seed: int = 0,
+) -> Masked:
+    masks = random_masks(config, kept, seed)
+    params = apply_masks(random_params(config, kind, num_labels), masks)
+    return Masked(jax.tree.map(np.asarray, params), masks, config)
 
 
 def batch(rows: int = 3, length: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

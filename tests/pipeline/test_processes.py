@@ -70,7 +70,7 @@ def test_two_processes_are_one_program(tiny, tmp_path):
 
     codes, outputs = ended(start_two("resume", str(tmp_path / "two"), "--json"))
     assert codes == [0, 0], outputs
-    told = [[line for line in output.splitlines() if not line.startswith("[Gloo]")] for output, _ in outputs]
+    told = [[line for line in output.splitlines() if line and not line.startswith("[Gloo]")] for output, _ in outputs]
     assert told[1] == [], "only the first process reports"
     summary = json.loads("".join(told[0]))
     assert summary["final"]["density"] == pytest.approx(alone["final"]["density"], abs=0.02)

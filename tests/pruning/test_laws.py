@@ -23,6 +23,7 @@ from mlprune_jax.pruning.density import (
     smallest_density,
     threshold_counts,
 )
+from mlprune_jax.pruning.expand import expand
 from mlprune_jax.pruning.granularity import HEAD, ROW, Granularity, block, find_groups
 from mlprune_jax.pruning.masks import (
     apply_mask,
@@ -87,6 +88,18 @@ def test_masked_equals_shrunk(params, scores, kept):
     np.testing.assert_allclose(logits(config, smaller), logits(CONFIG, apply_masks(params, masks)), atol=1e-5, rtol=0)
     assert encoder_size(config) == HeadRowCost(CONFIG, HEAD_ROW).count(kept)
     assert encoder_size(config) == sum(x.size for x in jax.tree.leaves(smaller["bert"]["encoder"]))
+
+
+@pytest.mark.parametrize("kept", CASES.values(), ids=CASES.keys())
+def test_expanded_equals_shrunk_and_shrinks_back(params, scores, kept):
+    masks = masks_keeping(HEAD_ROW, scores, kept)
+    smaller, config = shrink(params, masks, CONFIG)
+    large, dense = expand(smaller, config)
+    assert dense == CONFIG
+    np.testing.assert_allclose(logits(CONFIG, large), logits(config, smaller), atol=1e-5, rtol=0)
+    again, shapes = shrink(large, masks, CONFIG)
+    assert shapes == config
+    jax.tree.map(np.testing.assert_array_equal, again, smaller)
 
 
 def test_shrinking_twice_keeps_ids_of_the_dense_model(params, scores):

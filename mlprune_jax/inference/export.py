@@ -1,0 +1,118 @@
+"""Finished models for other software: a folder that transformers loads, or one function that jax alone runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mlprune_jax.data.encode import tokenizer_files
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.inference.assemble import assemble
+from mlprune_jax.inference.forward import Form, LayerPlan, forward
+from mlprune_jax.inference.runtime import Served
+from mlprune_jax.inference.service import LoadedModel, load
+from mlprune_jax.models.bert import DTYPES
+from mlprune_jax.models.hf_config import read_config
+from mlprune_jax.models.model_folder import write_json
+from mlprune_jax.models.pretrained import save_pretrained
+from mlprune_jax.pruning.expand import expand
+
+FUNCTION = "forward.stablehlo"
+FACTS = "export.json"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export_model(path: Path, output: Path, to: str, *, dtype: str = "float32") -> dict[str, Any]:
+    """Write a finished model in another format, with its tokenizer.
+
+    Args:
+        path: a run's folder or a model folder.
+        output: a new or empty folder.
+        to: "hf", a dense Hugging Face folder in which what was removed is there again as zeros: any BERT code reads it
+            and gives the same answers, at the dense model's size and speed. Or "stablehlo", see `export_function`.
+        dtype: of the weights and operands of "stablehlo".
+
+    Returns:
+        ``{"model", "output", "format", "bytes"}``.
+
+    Raises:
+        ConfigError: ``output`` is not empty, or a format or dtype that there is not.
+        DataError, ModelError, IntegrityError: see `mlprune_jax.inference.service.load`.
+    """
+    if to not in _WRITERS:
+        raise ConfigError(f"models are exported to {' or '.join(_WRITERS)}, got {to!r}")
+    write, dtypes = _WRITERS[to]
+    if dtype not in dtypes:
+        raise ConfigError(f"{to} is written in {' or '.join(dtypes)}, got {dtype!r}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} exists and is no empty folder", hint="choose another one with -o")
+    model = load(path)
+    write(model, output, dtype)
+    for file in tokenizer_files(model.folder):
+        shutil.copyfile(file, output / file.name)
+    size = sum(file.stat().st_size for file in output.iterdir())
+    return {"model": str(path), "output": str(output), "format": to, "bytes": size}
+
+
+def export_function(served: Served, dtype: str = "float32") -> jax.export.Exported:
+    """A model's forward with its weights inside, for any batch and any length up to its positions.
+
+    It takes `INPUTS`, int32 ``[batch, length]`` each, rows padded on the right and at least one token long, and returns
+    float32 logits, ``[batch, num_labels]`` or ``[batch, length, 2]`` for spans. Ids are not checked. Removed heads and
+    rows are gone; masked tiles are zeros of dense products, as a block-sparse one is made for one number of tokens.
+
+    Raises:
+        IntegrityError: masks that do not fit the parameters.
+    """
+    params, config = assemble(served.params, served.masks, served.config, dtype, pack=False)
+    form = Form(config, served.kind, dtype, (LayerPlan(),) * config.num_hidden_layers, fused_attention=False)
+
+    def answer(
+        input_ids: Int[Array, "B L"], attention_mask: Int[Array, "B L"], token_type_ids: Int[Array, "B L"]
+    ) -> Float[Array, "..."]:
+        return forward(form, params, input_ids, attention_mask.sum(axis=1), token_type_ids)
+
+    sizes = jax.export.symbolic_shape("batch, length", constraints=(f"length <= {config.max_position_embeddings}",))
+    ids = jax.ShapeDtypeStruct(sizes, jnp.int32)
+    return jax.export.export(jax.jit(answer), platforms=PLATFORMS)(ids, ids, ids)
+
+
+def _write_folder(model: LoadedModel, output: Path, dtype: str) -> None:
+    served = model.served
+    params, config = expand(served.params, served.config)
+    raw = read_config(model.folder).raw
+    extra = {"mlprune": raw["mlprune"]} if "mlprune" in raw else None
+    save_pretrained(output, config, params, kind=served.kind, labels=_labels(model), extra_config=extra)
+
+
+def _write_function(model: LoadedModel, output: Path, dtype: str) -> None:
+    served = model.served
+    exported = export_function(served, dtype)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / FUNCTION).write_bytes(exported.serialize())
+    facts = {
+        "function": FUNCTION,
+        "inputs": list(INPUTS),
+        "max_length": served.config.max_position_embeddings,
+        "kind": served.kind,
+        "labels": _labels(model),
+        "dtype": dtype,
+        "platforms": list(exported.platforms),
+        "jax": jax.__version__,
+    }
+    write_json(output / FACTS, facts)
+
+
+def _labels(model: LoadedModel) -> tuple[str, ...] | None:
+    return model.labels if model.served.kind == "classification" else None
+
+
+_WRITERS = {"hf": (_write_folder, ("float32",)), "stablehlo": (_write_function, tuple(DTYPES))}
+"""What writes each format, and the dtypes it has."""

@@ -1,0 +1,105 @@
+"""Exported models answer what the original does: as a dense Hugging Face folder, and as one function without us."""
+
+import json
+
+import jax.export
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mlprune_jax.cli import app
+from mlprune_jax.data.demo import VOCABULARY, write_demo
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.inference.export import FACTS, FUNCTION, INPUTS, export_function, export_model
+from mlprune_jax.inference.runtime import Served
+from mlprune_jax.inference.service import load
+from mlprune_jax.inference.stored import save_masks
+from mlprune_jax.models.model_folder import PRUNING
+from mlprune_jax.models.pretrained import save_pretrained
+from tests.inference.conftest import CONFIG, batch, close, masked, plain_logits, with_mask
+
+LABELS = ("bad", "good")
+OUTPUTS = {"classification": 3, "regression": 1, "span": 2}
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
+    return masked(num_labels=2, config=config)
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    path = write_demo(tmp_path_factory.mktemp("model"), train_size=1, dev_size=1)
+    task = {"mlprune": {"task": {"task": "demo", "max_length": 16, "length_buckets": [8, 16]}}}
+    save_pretrained(path, model.config, model.params, kind="classification", labels=LABELS, extra_config=task)
+    save_masks(path, model.masks)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wanted(model):
+    return plain_logits(model.config, model.params, "classification", batch())
+
+
+def test_a_hugging_face_folder_is_dense_and_answers_the_same(folder, wanted, tmp_path):
+    told = export_model(folder, tmp_path / "hf", "hf")
+    assert not (tmp_path / "hf" / PRUNING).exists()
+    assert told["bytes"] == sum(file.stat().st_size for file in (tmp_path / "hf").iterdir())
+    found, original = load(tmp_path / "hf"), load(folder)
+    assert found.served.config.layers == ()
+    assert found.served.masks is None
+    assert (found.labels, found.task) == (original.labels, original.task)
+    assert len(found.tokenizer) == len(original.tokenizer)
+    close(plain_logits(found.served.config, found.served.params, "classification", batch()), wanted)
+
+
+@pytest.mark.parametrize("tiles", [True, False], ids=["tiles", "no tiles"])
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_a_function_takes_any_batch_and_length(kind, tiles):
+    model = masked(kind, OUTPUTS[kind])
+    exported = export_function(Served(model.config, model.params, model.masks if tiles else None, kind))
+    function = jax.export.deserialize(exported.serialize())
+    for rows, length in ((3, 12), (1, 5)):
+        inputs = batch(rows, length)
+        found, wanted = function.call(*with_mask(inputs)), plain_logits(model.config, model.params, kind, inputs)
+        assert found.shape == wanted.shape
+        close(found, wanted)
+
+
+def test_a_function_lies_beside_what_its_caller_needs(folder, wanted, tmp_path):
+    export_model(folder, tmp_path / "out", "stablehlo", dtype="bfloat16")
+    facts = json.loads((tmp_path / "out" / FACTS).read_text())
+    assert facts["inputs"] == list(INPUTS)
+    assert facts["labels"] == list(LABELS)
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    function = jax.export.deserialize(bytearray((tmp_path / "out" / FUNCTION).read_bytes()))
+    assert set(facts["platforms"]) >= {"cpu", "cuda", "tpu"}
+    found = np.asarray(function.call(*with_mask(batch())))
+    assert 0 < np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()  # bfloat16, and not float32
+
+
+def test_a_function_refuses_lengths_above_the_positions(model):
+    function = export_function(Served(model.config, model.params, None, "classification"))
+    with pytest.raises(ValueError, match="length <= 32"):
+        function.call(*with_mask(batch(1, 33)))
+
+
+@pytest.mark.parametrize(
+    ("to", "dtype", "words"),
+    [("onnx", "float32", "hf or stablehlo"), ("hf", "bfloat16", "float32"), ("stablehlo", "int8", "bfloat16")],
+)
+def test_what_there_is_not_is_refused(folder, tmp_path, to, dtype, words):
+    with pytest.raises(ConfigError, match=words):
+        export_model(folder, tmp_path / "out", to, dtype=dtype)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_never_writes_over_files(folder, tmp_path):
+    command = ["export", str(folder), "--to", "hf", "--json", "-o", str(tmp_path / "hf")]
+    told = CliRunner().invoke(app, command)
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["format"] == "hf"
+    again = CliRunner().invoke(app, command)
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert "no empty folder" in again.stderr
