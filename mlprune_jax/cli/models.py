@@ -140,18 +140,16 @@ def bench(
 def export(
     folder: Folder,
     to: Annotated[
-        Literal["hf", "stablehlo"],
-        typer.Option(
-            help="hf: a dense Hugging Face folder, zeros where something was removed; stablehlo: one function."
-        ),
+        Literal["hf", "stablehlo", "onnx"],
+        typer.Option(help="hf: a dense Hugging Face folder, zeros where something was removed; the others: small."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="New or empty.")],
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; hf takes float32 alone.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32; for stablehlo also bfloat16 or float16.")] = "float32",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a finished model for other software: transformers and what reads its folders, or jax alone."""
+    """Write a finished model for other software: transformers and what reads its folders, jax alone, ONNX."""
 
     def work() -> dict[str, Any]:
         from mlprune_jax.inference.export import export_model

@@ -1,8 +1,9 @@
-"""Finished models for other software: a folder that transformers loads, or one function that jax alone runs."""
+"""Finished models for other software: transformers' folders, a function that jax alone runs, an ONNX file."""
 
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlprune_jax.data.encode import tokenizer_files
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.inference.assemble import assemble
 from mlprune_jax.inference.forward import Form, LayerPlan, forward
+from mlprune_jax.inference.onnx_graph import INPUTS, OPSET, build_graph
 from mlprune_jax.inference.runtime import Served
 from mlprune_jax.inference.service import LoadedModel, load
 from mlprune_jax.models.bert import DTYPES
@@ -24,8 +26,8 @@ from mlprune_jax.models.pretrained import save_pretrained
 from mlprune_jax.pruning.expand import expand
 
 FUNCTION = "forward.stablehlo"
+GRAPH = "model.onnx"
 FACTS = "export.json"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -36,14 +38,15 @@ def export_model(path: Path, output: Path, to: str, *, dtype: str = "float32") -
         path: a run's folder or a model folder.
         output: a new or empty folder.
         to: "hf", a dense Hugging Face folder in which what was removed is there again as zeros: any BERT code reads it
-            and gives the same answers, at the dense model's size and speed. Or "stablehlo", see `export_function`.
+            and gives the same answers, at the dense model's size and speed. "stablehlo": see `export_function`. "onnx":
+            an ONNX file of the same small model, which needs the package onnx (extra ``onnx``).
         dtype: of the weights and operands of "stablehlo".
 
     Returns:
         ``{"model", "output", "format", "bytes"}``.
 
     Raises:
-        ConfigError: ``output`` is not empty, or a format or dtype that there is not.
+        ConfigError: ``output`` is not empty, a format or dtype that there is not, or onnx is not installed.
         DataError, ModelError, IntegrityError: see `mlprune_jax.inference.service.load`.
     """
     if to not in _WRITERS:
@@ -93,26 +96,37 @@ def _write_folder(model: LoadedModel, output: Path, dtype: str) -> None:
 
 
 def _write_function(model: LoadedModel, output: Path, dtype: str) -> None:
+    exported = export_function(model.served, dtype)
+    told = {"inputs": f"int32 {', '.join(INPUTS)}", "platforms": list(exported.platforms), "jax": jax.__version__}
+    _write_file(model, output, FUNCTION, bytes(exported.serialize()), told | {"dtype": dtype})
+
+
+def _write_graph(model: LoadedModel, output: Path, dtype: str) -> None:
+    if find_spec("onnx") is None:
+        raise ConfigError("an ONNX file needs the package onnx", hint="pip install 'mlprune_jax[onnx]'")
     served = model.served
-    exported = export_function(served, dtype)
+    params, config = assemble(served.params, served.masks, served.config, dtype, pack=False)
+    content = build_graph(params, config, served.kind).SerializeToString()
+    told = {"inputs": f"int64 {', '.join(INPUTS)}", "opset": OPSET}
+    _write_file(model, output, GRAPH, content, told | {"dtype": dtype})
+
+
+def _write_file(model: LoadedModel, output: Path, name: str, content: bytes, told: dict[str, Any]) -> None:
+    """A model in one file, and beside it what its caller must know."""
+    served = model.served
     output.mkdir(parents=True, exist_ok=True)
-    (output / FUNCTION).write_bytes(exported.serialize())
-    facts = {
-        "function": FUNCTION,
-        "inputs": list(INPUTS),
-        "max_length": served.config.max_position_embeddings,
-        "kind": served.kind,
-        "labels": _labels(model),
-        "dtype": dtype,
-        "platforms": list(exported.platforms),
-        "jax": jax.__version__,
-    }
-    write_json(output / FACTS, facts)
+    (output / name).write_bytes(content)
+    facts = {"max_length": served.config.max_position_embeddings, "kind": served.kind, "labels": _labels(model)}
+    write_json(output / FACTS, {"file": name} | told | facts)
 
 
 def _labels(model: LoadedModel) -> tuple[str, ...] | None:
     return model.labels if model.served.kind == "classification" else None
 
 
-_WRITERS = {"hf": (_write_folder, ("float32",)), "stablehlo": (_write_function, tuple(DTYPES))}
+_WRITERS = {
+    "hf": (_write_folder, ("float32",)),
+    "stablehlo": (_write_function, tuple(DTYPES)),
+    "onnx": (_write_graph, ("float32",)),
+}
 """What writes each format, and the dtypes it has."""

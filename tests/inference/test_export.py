@@ -1,16 +1,20 @@
-"""Exported models answer what the original does: as a dense Hugging Face folder, and as one function without us."""
+"""Exported models answer what the original does: a dense Hugging Face folder, a function, an ONNX file, without us."""
 
 import json
 
 import jax.export
 import numpy as np
+import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 from typer.testing import CliRunner
 
 from mlprune_jax.cli import app
 from mlprune_jax.data.demo import VOCABULARY, write_demo
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.inference.export import FACTS, FUNCTION, INPUTS, export_function, export_model
+from mlprune_jax.inference.assemble import assemble
+from mlprune_jax.inference.export import FACTS, FUNCTION, GRAPH, export_function, export_model
+from mlprune_jax.inference.onnx_graph import INPUTS, build_graph
 from mlprune_jax.inference.runtime import Served
 from mlprune_jax.inference.service import load
 from mlprune_jax.inference.stored import save_masks
@@ -67,10 +71,44 @@ def test_a_function_takes_any_batch_and_length(kind, tiles):
         close(found, wanted)
 
 
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_a_graph_takes_any_batch_and_length(kind):
+    model = masked(kind, OUTPUTS[kind])
+    params, config = assemble(model.params, model.masks, model.config, "float32", pack=False)
+    graph = build_graph(params, config, kind)
+    onnx.checker.check_model(graph, full_check=True)
+    run = ReferenceEvaluator(graph).run
+    for rows, length in ((3, 12), (1, 5)):
+        inputs = batch(rows, length)
+        found, wanted = run(None, feed(inputs))[0], plain_logits(model.config, model.params, kind, inputs)
+        assert found.shape == wanted.shape
+        close(found, wanted)
+
+
+def test_a_graph_knows_both_gelus(model):
+    for activation in ("gelu", "gelu_new"):
+        config = model.config.model_copy(update={"hidden_act": activation})
+        params, config = assemble(model.params, None, config, "float32")
+        found = ReferenceEvaluator(build_graph(params, config, "classification")).run(None, feed(batch()))[0]
+        close(found, plain_logits(config, model.params, "classification", batch()))
+
+
+def test_a_graph_is_a_file(folder, wanted, tmp_path):
+    export_model(folder, tmp_path / "out", "onnx")
+    close(ReferenceEvaluator(str(tmp_path / "out" / GRAPH)).run(None, feed(batch()))[0], wanted)
+    facts = json.loads((tmp_path / "out" / FACTS).read_text())
+    assert (facts["file"], facts["kind"], facts["labels"]) == (GRAPH, "classification", list(LABELS))
+
+
+def feed(inputs):
+    """A batch by the names of ONNX's inputs."""
+    return {name: np.asarray(value, np.int64) for name, value in zip(INPUTS, with_mask(inputs), strict=True)}
+
+
 def test_a_function_lies_beside_what_its_caller_needs(folder, wanted, tmp_path):
     export_model(folder, tmp_path / "out", "stablehlo", dtype="bfloat16")
     facts = json.loads((tmp_path / "out" / FACTS).read_text())
-    assert facts["inputs"] == list(INPUTS)
+    assert facts["inputs"] == "int32 input_ids, attention_mask, token_type_ids"
     assert facts["labels"] == list(LABELS)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     function = jax.export.deserialize(bytearray((tmp_path / "out" / FUNCTION).read_bytes()))
@@ -87,7 +125,12 @@ def test_a_function_refuses_lengths_above_the_positions(model):
 
 @pytest.mark.parametrize(
     ("to", "dtype", "words"),
-    [("onnx", "float32", "hf or stablehlo"), ("hf", "bfloat16", "float32"), ("stablehlo", "int8", "bfloat16")],
+    [
+        ("tflite", "float32", "hf or stablehlo or onnx"),
+        ("hf", "bfloat16", "float32"),
+        ("onnx", "float16", "float32"),
+        ("stablehlo", "int8", "bfloat16"),
+    ],
 )
 def test_what_there_is_not_is_refused(folder, tmp_path, to, dtype, words):
     with pytest.raises(ConfigError, match=words):
