@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mlprune_jax.config.geometry import LayerShape, ModelConfig
     from mlprune_jax.config.loading import load_config
     from mlprune_jax.config.settings import Distillation, RunConfig
+    from mlprune_jax.inference.export import export_function, export_model
     from mlprune_jax.inference.pack import PackedDense, pack_params
     from mlprune_jax.inference.service import load
     from mlprune_jax.models.bert import Bert
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlprune_jax.pipeline.run import plan, resume, run
     from mlprune_jax.pruning.binarize import binarize
     from mlprune_jax.pruning.density import BlockCost, HeadRowCost, counted_budget, cut_to
+    from mlprune_jax.pruning.expand import expand
     from mlprune_jax.pruning.granularity import HEAD, ROW, Granularity, block, find_groups
     from mlprune_jax.pruning.masks import (
         apply_masks,
@@ -39,6 +41,7 @@ _HOME = {
     "config.geometry": ("LayerShape", "ModelConfig"),
     "config.loading": ("load_config",),
     "config.settings": ("Distillation", "RunConfig"),
+    "inference.export": ("export_function", "export_model"),
     "inference.pack": ("PackedDense", "block_sparse_matmul", "pack_params"),
     "inference.service": ("load",),
     "models.bert": ("Bert",),
@@ -48,6 +51,7 @@ _HOME = {
     "pipeline.run": ("plan", "resume", "run"),
     "pruning.binarize": ("binarize",),
     "pruning.density": ("BlockCost", "HeadRowCost", "counted_budget", "cut_to"),
+    "pruning.expand": ("expand",),
     "pruning.granularity": ("HEAD", "ROW", "Granularity", "block", "find_groups"),
     "pruning.masks": ("apply_masks", "as_bool", "compute_masks", "init_scores", "init_thresholds", "masks_keeping"),
     "pruning.regularizer": ("add_density_penalty",),
@@ -80,6 +84,9 @@ __all__ = [
     "cut_to",
     "distillation_loss",
     "evaluate_folder",
+    "expand",
+    "export_function",
+    "export_model",
     "find_groups",
     "init_scores",
     "init_thresholds",

@@ -31,7 +31,7 @@ FACTS = "export.json"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def export_model(path: Path, output: Path, to: str, *, dtype: str = "float32") -> dict[str, Any]:
+def export_model(path: str | Path, output: str | Path, to: str, *, dtype: str = "float32") -> dict[str, Any]:
     """Write a finished model in another format, with its tokenizer.
 
     Args:
@@ -54,6 +54,7 @@ def export_model(path: Path, output: Path, to: str, *, dtype: str = "float32") -
     write, dtypes = _WRITERS[to]
     if dtype not in dtypes:
         raise ConfigError(f"{to} is written in {' or '.join(dtypes)}, got {dtype!r}")
+    output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is no empty folder", hint="choose another one with -o")
     model = load(path)
