@@ -16,6 +16,7 @@ from mlprune_jax.inference.forward import LayerParams, Linear, ModelParams, Norm
 from mlprune_jax.models.names import Kind
 
 OPSET = 20  # the first with Gelu
+FLOAT = 1  # onnx.TensorProto.FLOAT, known without onnx
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -32,10 +33,10 @@ def build_graph(params: ModelParams, config: ModelConfig, kind: Kind) -> Any:
     """
     graph = _Graph()
     x = _embed(graph, params, config)
-    hidden_padding = _padding(graph)
+    padding = _padding(graph)
     for number, (layer, shape) in enumerate(zip(params.layers, config.layer_shapes, strict=True)):
         asking = tokens_read(params, number)
-        context = _attention(graph, x, layer.qkv, hidden_padding, config, asking)
+        context = _attention(graph, x, layer.qkv, padding, config, asking)
         if asking is not None:
             x = graph.node("Slice", x, graph.ints(0), graph.ints(asking), graph.ints(1))
         x = _add_into(graph, x, context, layer.attention_output, shape.attention_output, config.hidden_size)
@@ -96,7 +97,7 @@ def _embed(graph: _Graph, params: ModelParams, config: ModelConfig) -> str:
 
 def _padding(graph: _Graph) -> str:
     """What is added to attention's scores: 0, and for padding the lowest number, ``[batch, 1, 1, length]``."""
-    real = graph.node("Cast", "attention_mask", to=1)
+    real = graph.node("Cast", "attention_mask", to=FLOAT)
     missing = graph.node("Sub", graph.constant(np.float32(1)), real)
     lowest = graph.constant(np.finfo(np.float32).min)
     return graph.node("Unsqueeze", graph.node("Mul", missing, lowest), graph.ints(1, 2))
