@@ -16,7 +16,6 @@ from mlprune_jax.inference.forward import LayerParams, Linear, ModelParams, Norm
 from mlprune_jax.models.names import Kind
 
 OPSET = 20  # the first with Gelu
-FLOAT = 1  # onnx.TensorProto.FLOAT, known without onnx
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -97,7 +96,7 @@ def _embed(graph: _Graph, params: ModelParams, config: ModelConfig) -> str:
 
 def _padding(graph: _Graph) -> str:
     """What is added to attention's scores: 0, and for padding the lowest number, ``[batch, 1, 1, length]``."""
-    real = graph.node("Cast", "attention_mask", to=FLOAT)
+    real = graph.node("CastLike", "attention_mask", graph.constant(np.float32(1)))
     missing = graph.node("Sub", graph.constant(np.float32(1)), real)
     lowest = graph.constant(np.finfo(np.float32).min)
     return graph.node("Unsqueeze", graph.node("Mul", missing, lowest), graph.ints(1, 2))

@@ -138,6 +138,13 @@ def test_what_there_is_not_is_refused(folder, tmp_path, to, dtype, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_onnx_is_asked_for_where_it_is_missing(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlprune_jax.inference.export.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="the package onnx"):
+        export_model(folder, tmp_path / "out", "onnx")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_never_writes_over_files(folder, tmp_path):
     command = ["export", str(folder), "--to", "hf", "--json", "-o", str(tmp_path / "hf")]
     told = CliRunner().invoke(app, command)
