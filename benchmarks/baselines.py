@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mlprune_jax.inference.assemble import assemble
+from mlprune_jax.inference.onnx_graph import INPUTS, build_graph
+from mlprune_jax.inference.runtime import Served
 
 Call = Callable[[], Any]
 
@@ -59,17 +63,29 @@ def _torch_model(dtype: str) -> Any:
     return Logits().eval().to(getattr(torch, dtype))
 
 
+def exported(served: Served, batch: int, length: int, threads: int) -> Call:
+    """ONNX Runtime on the file that `mlprune export --to onnx` writes of a model, float32, without padding."""
+    params, config = assemble(served.params, served.masks, served.config, "float32", pack=False)
+    ids = np.random.default_rng(0).integers(1, 30000, (batch, length))
+    feed = dict(zip(INPUTS, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
+    return _session(build_graph(params, config, served.kind).SerializeToString(), feed, threads)
+
+
 def _onnxruntime(model: Any, inputs: Any, threads: int) -> Call:
-    import onnxruntime  # pyright: ignore[reportMissingImports]
     import torch  # pyright: ignore[reportMissingImports]
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bert.onnx"
         torch.onnx.export(model, inputs, path, input_names=["ids", "mask"], dynamo=True, verbose=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {"ids": inputs[0].numpy(), "mask": inputs[1].numpy()}
+        return _session(path, {"ids": inputs[0].numpy(), "mask": inputs[1].numpy()}, threads)
+
+
+def _session(model: Path | bytes, feed: Mapping[Any, np.ndarray], threads: int) -> Call:
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, feed)

@@ -19,14 +19,16 @@ from mlprune_jax.files import read_json
 from mlprune_jax.pipeline import resume, run
 from mlprune_jax.pipeline.grid import after_dense, dense_alone
 
-EQUAL = {"clip": "weights", "densities": "equal"}
-SOFT = {"clip": "weights", "densities": "soft", "score_scale": 0.3, "two_sided": True}
+# Of every way all settings that make it one are named, so that none depends on what a config chose.
+LEARNED = {"densities": "learned", "clip": "weights", "two_sided": False, "score_init": "constant", "score_scale": 0}
+EQUAL = LEARNED | {"densities": "equal"}
+SOFT = LEARNED | {"densities": "soft", "score_scale": 0.3, "two_sided": True}
 FISHER = {"score_init": "fisher", "score_scale": 0.5}
 WAYS = {
-    "mlpruning": {"clip": "all"},
-    "mlpruning_clip_weights": {"clip": "weights"},
-    "mlpruning_boundary": {"clip": "weights", "threshold_gradient": "boundary"},
-    "mlpruning_fisher": {"clip": "weights"} | FISHER,
+    "mlpruning": LEARNED | {"clip": "all"},
+    "mlpruning_clip_weights": LEARNED,
+    "mlpruning_boundary": LEARNED | {"threshold_gradient": "boundary"},
+    "mlpruning_fisher": LEARNED | FISHER,
     "movement_hard": EQUAL,
     "movement_soft": SOFT,
     "movement_soft_fisher": SOFT | {"score_init": "fisher"},

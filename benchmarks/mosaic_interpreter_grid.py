@@ -54,5 +54,6 @@ def main():
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_disable_most_optimizations", True)  # each thread is compiled anew and run once
     sys.exit(main())

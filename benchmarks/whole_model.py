@@ -5,10 +5,10 @@
 Random weights and masks. Pruned models are cut as the pipeline cuts them, with equal thresholds everywhere and random
 scores: heads/rows alone to 0.2 of the encoder's parameters, or heads/rows to 0.5 and then blocks to 0.2 in all.
 ``--splits`` compares other first steps instead, for the same 0.2. ``--others`` sets the dense and the head/row model
-beside torch and ONNX Runtime, on a CPU where they are installed: in runs of its own, as their threads go on spinning
-after a call and would disturb whatever comes next. On a GPU the baseline is this library's dense model in the same
-dtype, with cuDNN's attention. All calls of one batch size are timed in turn, round by round; a ratio is the median of
-the ratios within one round. ``--json FILE`` stores the results.
+beside torch and ONNX Runtime, on a CPU where they are installed, and beside their own exported files in the latter: in
+runs of its own, as those threads go on spinning after a call and would disturb whatever comes next. On a GPU the
+baseline is this library's dense model in the same dtype, with cuDNN's attention. All calls of one batch size are timed
+in turn, round by round; a ratio is the median of the ratios within one round. ``--json FILE`` stores the results.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from baselines import baselines
+from baselines import baselines, exported
 from describe import describe
 
 from mlprune_jax.config.geometry import ModelConfig
@@ -77,13 +77,15 @@ def models(splits, others):
     return found
 
 
-def other_runtimes(dtype, batch, length):
-    """Baselines in the same dtype, and in float32 as well."""
+def other_runtimes(found, dtype, batch, length):
+    """Baselines in the same dtype, and in float32 as well; our own models as exported ONNX files."""
     threads = os.cpu_count() or 1
     calls = baselines(dtype, batch, length, threads)
     if dtype != "float32":
         full = baselines("float32", batch, length, threads)
         calls |= {f"{name}, float32": call for name, call in full.items()}
+    elif "onnxruntime" in calls:
+        calls |= {f"{name}, exported": exported(model, batch, length, threads) for name, (model, _) in found.items()}
     return calls
 
 
@@ -96,7 +98,7 @@ def measure(found, dtype, batch, length, others):
     }
     calls = {name: (lambda model=model: model.logits(ids, full)) for name, model in compiled.items()}
     if others:
-        calls |= other_runtimes(dtype, batch, length)
+        calls |= other_runtimes(found, dtype, batch, length)
     timings = measure_interleaved(calls, rounds=ROUNDS.get(batch, 9))
     rows = {}
     for name, timing in timings.items():

@@ -78,7 +78,8 @@ class PruneStage(TrainSettings):
         score_learning_rate, threshold_learning_rate: of scores and thresholds.
         score_init, score_scale: see `mlprune_jax.pruning.masks.init_scores`; "magnitude" starts from the mean absolute
             weight of each unit of the student, "fisher" from the order of `mlprune_jax.training.importance`, spaced
-            evenly over -score_scale .. score_scale, with soft densities over half to one and a half of score_scale.
+            evenly over -score_scale .. score_scale in each group; with soft densities over half to one and a half of
+            score_scale in one order of all units, by what each costs the loss for a parameter.
         threshold_gradient: how the loss moves thresholds, see `mlprune_jax.pruning.binarize.binarize`.
         densities: "learned" gives each group a threshold of its own; "equal" keeps the same share of every group;
             "soft" has no thresholds: the penalty acts on the scores, and what scores above 0 stays (soft movement

@@ -39,7 +39,7 @@ from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
 from mlprune_jax.pruning.masks import apply_masks, init_scores, init_thresholds, magnitudes, masks_keeping
 from mlprune_jax.pruning.shrink import shrink
 from mlprune_jax.training.arrival import threshold_rate
-from mlprune_jax.training.importance import BATCHES, evenly_ranked, fisher_scores
+from mlprune_jax.training.importance import BATCHES, evenly_ranked, fisher_scores, per_parameter
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.loop import fit
 from mlprune_jax.training.mesh import Layout
@@ -280,7 +280,9 @@ def _first_scores(
         params = context.layout.place(student.params)
         found = context.layout.to_host(fisher_scores(context.module(student.config), cost.groups, params, placed))
         low, high = settings.fisher_range
-        return {name: evenly_ranked(value, low, high) for name, value in found.items()}
+        if settings.densities == "soft":  # one threshold for all groups, so one order
+            return evenly_ranked(per_parameter(found, cost), low, high)
+        return {name: evenly_ranked({name: value}, low, high)[name] for name, value in found.items()}
     seed = stage_seed(context.config.seed, f"{stage}.scores")
     return init_scores(cost.groups, settings.score_init, seed=seed, scale=settings.score_scale)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from mlprune_jax.models.tasks import TaskModel, run_model
+from mlprune_jax.pruning.density import Cost
 from mlprune_jax.pruning.granularity import Group
 from mlprune_jax.pruning.masks import apply_masks, spread
 from mlprune_jax.training.losses import task_loss
@@ -51,9 +52,17 @@ def fisher_scores(
     return total
 
 
-def evenly_ranked(scores: Float[Array | np.ndarray, "..."], low: float, high: float) -> Float[Array, "..."]:
-    """The same order, spaced evenly over [low, high]: as far apart as score steps are long, whatever their unit."""
-    order = np.argsort(np.asarray(scores).ravel(), kind="stable")
-    spaced = np.empty(order.size, np.float32)
-    spaced[order] = np.linspace(low, high, order.size)
-    return jnp.asarray(spaced.reshape(scores.shape))
+def evenly_ranked(scores: Mapping[str, Array | np.ndarray], low: float, high: float) -> dict[str, Array]:
+    """All groups' scores in one order, spaced evenly over [low, high]: as far apart as score steps are long."""
+    flat = np.concatenate([np.asarray(value).ravel() for value in scores.values()])
+    spaced = np.empty(flat.size, np.float32)
+    spaced[np.argsort(flat, kind="stable")] = np.linspace(low, high, flat.size)
+    parts = np.split(spaced, np.cumsum([np.size(value) for value in scores.values()])[:-1])
+    return {name: jnp.asarray(part.reshape(np.shape(scores[name]))) for name, part in zip(scores, parts, strict=True)}
+
+
+def per_parameter(scores: Mapping[str, Array | np.ndarray], cost: Cost) -> dict[str, Array | np.ndarray]:
+    """Scores over the parameters that a unit of their group takes with it while all others stay."""
+    full = {group.name: group.size for group in cost.groups}
+    prices = {name: (cost.count(full) - cost.count(full | {name: 0})) / size for name, size in full.items()}
+    return {name: value / prices[name] for name, value in scores.items()}

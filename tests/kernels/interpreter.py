@@ -8,18 +8,14 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 def run(product):
     """``product(interpret)`` in the interpreter, and whether two of its threads raced.
 
-    It compiles every thread of every thread block anew and runs each once, so optimizing would only cost time. It keeps
-    the memory of a kernel that failed, and the next one would find it.
+    It keeps the memory of a kernel that failed, and the next one would find it.
 
     What it does not see: a missing wait for a product or for a store (such waits do nothing in it), and a missing wait
     for a copy where one that was begun later is waited for.
     """
-    jax.config.update("jax_disable_most_optimizations", True)
     try:
         result = jax.block_until_ready(product(InterpretGPUParams(detect_races=True)))
         return result, interpret_pallas_call.get_races().races_found
     except BaseException:
         gpu_callbacks.reset_gpu_interpret_mode_state()
         raise
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)

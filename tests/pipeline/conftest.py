@@ -35,14 +35,6 @@ class Tiny(NamedTuple):
         return RunConfig.model_validate({**self.settings, **overrides})
 
 
-@pytest.fixture(autouse=True, scope="package")
-def quick_compiles():
-    """These tests compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Tiny:
     """The model has a fresh head; its folder says which task it is for, as those of a run do."""

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mlprune_jax.models.tasks import TaskModel, init_params, run_model
+from mlprune_jax.pruning.density import HeadRowCost
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
-from mlprune_jax.training.importance import evenly_ranked, fisher_scores
+from mlprune_jax.training.importance import evenly_ranked, fisher_scores, per_parameter
 from mlprune_jax.training.losses import task_loss
 from tests.training.tiny import CONFIG
 
@@ -73,5 +74,23 @@ def test_a_unit_that_nothing_reads_scores_least(params):
 
 
 def test_even_ranks_keep_the_order():
-    scores = jnp.asarray([[3e-9, 1.0], [1e-3, 0.0], [0.5, 7.0]])
-    np.testing.assert_allclose(evenly_ranked(scores, -0.5, 0.5), [[-0.3, 0.3], [-0.1, -0.5], [0.1, 0.5]], atol=1e-6)
+    scores = {"a": jnp.asarray([[3e-9, 1.0], [1e-3, 0.0]]), "b": jnp.asarray([0.5, 7.0])}
+    found = evenly_ranked(scores, -0.5, 0.5)
+    np.testing.assert_allclose(found["a"], [[-0.3, 0.3], [-0.1, -0.5]], atol=1e-6)
+    np.testing.assert_allclose(found["b"], [0.1, 0.5], atol=1e-6)
+
+
+@pytest.mark.parametrize("tiles", [None, (16, 16)], ids=["heads and rows", "rounded to tiles"])
+def test_a_score_for_a_parameter_counts_all_that_leaves_with_a_unit(tiles):
+    groups = find_groups(CONFIG, (HEAD, ROW))
+    d, inner, head = CONFIG.hidden_size, CONFIG.intermediate_size, CONFIG.head_dim
+    found = per_parameter({g.name: jnp.ones(g.units) for g in groups}, HeadRowCost(CONFIG, groups, tiles))
+    prices = {name.removeprefix("layer_0/"): 1 / float(value[0]) for name, value in found.items() if "_0/" in name}
+    assert prices == pytest.approx(
+        {
+            "attention": head * (4 * d + 3),  # Q, K, V with their biases, and O's inputs
+            "attention_output": d + 1,
+            "ffn": 2 * d + 1,
+            "ffn_output": inner + 1,
+        }
+    )
