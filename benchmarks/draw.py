@@ -61,7 +61,7 @@ def draw_ways(axes):
     axes.set_yticks(range(len(found)), [name for name, _ in found], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")  # controls may lose everything
-    axes.set(xlabel="points lost", title="ways to choose, same density and epochs; dots are seeds")
+    axes.set(xlabel="points lost", title="same density and epochs; dots are seeds")
 
 
 def draw_speed(axes):
