@@ -1,6 +1,6 @@
 """Block-sparse products beside dense ones on the CPU: BERT-base's matrices, whole and with half their rows or columns.
 
-    python benchmarks/block_product_cpu.py [--dtypes float32] [--blocks 32 64] [--side-by-side 128] [--adopt]
+    python benchmarks/block_product_cpu.py [--dtypes float32] [--blocks 32 64] [--side-by-side 512] [--adopt]
 
 Random masks; every sparse time is interleaved with the dense time it is compared with, on copies of weights in turn,
 of a call alone and of a call on every core at once. The stored file is a cost table
@@ -26,8 +26,8 @@ def main():
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "block_product_cpu.json")
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--blocks", nargs="+", type=int, default=[32, 64])
-    parser.add_argument("--tokens", nargs="*", type=int, default=[128, 1024], help="of a call alone")
-    parser.add_argument("--side-by-side", nargs="*", type=int, default=[128], help="of a call of each core at once")
+    parser.add_argument("--tokens", nargs="*", type=int, default=[128, 512], help="of a call alone")
+    parser.add_argument("--side-by-side", nargs="*", type=int, default=[512], help="of a call of each core at once")
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4, 0.5])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1800)

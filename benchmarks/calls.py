@@ -55,7 +55,7 @@ def ways(model, implementation, batch, dtype):
     found = {}
     rows = 1
     while rows <= batch:
-        calls.DENSE_TOKENS = calls.UNROLLED_TOKENS = rows * LENGTH  # one call of `rows` rows
+        calls.TOKENS = rows * LENGTH  # one call of `rows` rows
         compiled = compile_model(
             model, batch_sizes=[rows], lengths=[LENGTH], dtype=dtype, implementation=implementation
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform as machine_platform
+import re
 from functools import cache
 from pathlib import Path
 
@@ -30,15 +31,21 @@ def compute_capability() -> tuple[int, int] | None:
 
 
 def hardware_name() -> str:
-    """What measured times belong to: a GPU's name, or a CPU's with its widest vectors and its number of cores.
+    """What measured times belong to: a GPU's name, or a CPU's with its generation, widest vectors and number of cores.
 
-    To jax every CPU is of kind "cpu", and a time measured on one says little of another.
+    To jax every CPU is of kind "cpu", and a time measured on one says little of another: under one name of its maker,
+    one generation took half the time of the one before.
     """
     if platform() != "cpu":
         return device_kind()
     model, flags = _cpu_model_and_flags()
     vectors = next((name for name in ("avx512_bf16", "avx512f", "avx2", "asimd") if name in flags), "no wide vectors")
     return f"{model}, {vectors}, {os.cpu_count()} cores"
+
+
+def any_generation(hardware: str) -> str:
+    """A `hardware_name` without its generation, as names were before that was told."""
+    return re.sub(r" \(family \d+, model \d+\)", "", hardware)
 
 
 @cache
@@ -49,4 +56,7 @@ def _cpu_model_and_flags() -> tuple[str, frozenset[str]]:
         return machine_platform.processor() or machine_platform.machine(), frozenset()
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = facts.get("flags", facts.get("Features", ""))
-    return facts.get("model name", machine_platform.machine()), frozenset(flags.split())
+    model = facts.get("model name", machine_platform.machine())
+    if {"cpu family", "model"} <= facts.keys():  # x86
+        model += f" (family {facts['cpu family']}, model {facts['model']})"
+    return model, frozenset(flags.split())

@@ -29,8 +29,8 @@ Product = Callable[[jax.Array, Any], jax.Array]
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (768, 2304))
 BLOCKS: tuple[BlockShape, ...] = ((32, 32), (64, 64), (16, 16))
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5)
-TOKENS = {"cpu": (128, 1024), "gpu": (128, 1024, 4096, 16384)}
-SIDE_BY_SIDE = {"cpu": (128,)}
+TOKENS = {"cpu": (128, 512), "gpu": (128, 1024, 4096, 16384)}
+SIDE_BY_SIDE = {"cpu": (512,)}
 """Tokens of a call where every core of a CPU runs its own, as a server does with a batch."""
 CALLS_IN_A_ROW = 4
 """Of each core, in one measurement side by side: cores need not wait for each other."""

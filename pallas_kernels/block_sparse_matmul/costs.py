@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pallas_kernels.block_sparse_matmul.implementations import IMPLEMENTATIONS
+from pallas_kernels.device import any_generation
 from pallas_kernels.errors import KernelError
 
 FORMAT = 1
@@ -75,20 +76,27 @@ def file_name(hardware: str) -> str:
 def find_table(hardware: str) -> CostTable | None:
     """What is known of a device: the user's table, and the package's for whatever kind of product that one lacks.
 
-    A kind is a dtype, a matrix and block shape, and how many calls ran at once: a calibration that was cut short, or is
-    from before calls ran side by side, hides nothing of the others.
+    Where there is none of a CPU's generation, a table from before generations were told apart stands in for it. A kind
+    is a dtype, a matrix and block shape, and how many calls ran at once: a calibration that was cut short, or is from
+    before calls ran side by side, hides nothing of the others.
 
     Raises:
         KernelError: a table is damaged.
     """
-    paths = (user_table_path(hardware), PACKAGED / file_name(hardware))
-    tables = [_cached(path, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+    found = [_table_in(folder, hardware) for folder in (user_table_path(hardware).parent, PACKAGED)]
+    tables = [replace(table, hardware=hardware) for table in found if table is not None]
     if len(tables) < 2:
         return tables[0] if tables else None
     own, packaged = tables
     kinds = {_kind(entry) for entry in own.entries}
     others = tuple(entry for entry in packaged.entries if _kind(entry) not in kinds)
     return replace(own, entries=own.entries + others)
+
+
+def _table_in(folder: Path, hardware: str) -> CostTable | None:
+    paths = (folder / file_name(name) for name in (hardware, any_generation(hardware)))
+    path = next((path for path in paths if path.is_file()), None)
+    return None if path is None else _cached(path, path.stat().st_mtime_ns)
 
 
 def _kind(entry: Entry) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Batches cut into calls: the same answers, no call for nothing, and only where it pays."""
+"""Batches cut into calls: the same answers, and no call for nothing."""
 
 import threading
 
@@ -12,16 +12,6 @@ from mlprune_jax.inference.runtime import Served, compile_model
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry
 from pallas_kernels.device import hardware_name
 from tests.inference.conftest import CONFIG, batch, close, masked, plain_logits
-
-
-def table(gain, shapes=((64, 192), (32, 32))):
-    """A device on which ``xla`` is that many times as fast as dense for these matrices, and slow for the others."""
-    entries = [
-        Entry("float32", shape, (16, 16), density, 16, {"dense": gain, "xla": 1.0})
-        for shape in shapes
-        for density in (0.1, 1.0)
-    ]
-    return CostTable(hardware_name(), {}, tuple(entries))
 
 
 @pytest.fixture(scope="module")
@@ -56,46 +46,31 @@ def test_what_a_call_raises_is_raised():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "length", "implementation", "rows"),
-    [
-        (1, 128, None, 1),
-        (8, 128, None, 8),
-        (32, 128, None, 8),
-        (31, 128, None, 8),
-        (9, 128, None, 5),
-        (2, 2048, None, 1),
-        (8, 128, "xla", 1),
-        (7, 32, "xla", 4),
-    ],
+    ("batch_size", "length", "rows"),
+    [(1, 128, 1), (4, 128, 4), (8, 128, 4), (32, 128, 4), (31, 128, 4), (9, 128, 3), (2, 2048, 1), (7, 32, 7)],
 )
-def test_rows_of_a_call(packed, batch_size, length, implementation, rows):
-    found, decisions = plan_calls(packed, batch_size, length, "float32", implementation, None)
+def test_rows_of_a_call(packed, batch_size, length, rows):
+    found, decisions = plan_calls(packed, batch_size, length, "float32", None, None)
     assert found == rows
     assert decisions[0].tokens == rows * length
     assert decisions[-1].tokens == rows  # behind the last attention, the first token alone
 
 
-def test_small_calls_where_sparse_products_gain(packed):
-    rows, decisions = plan_calls(packed, 64, 16, "float32", None, table(3.0))
-    assert rows == 8
-    assert {d.choice.implementation for d in decisions if d.block_shape} == {"xla"}
-
-
-def test_one_small_gain_does_not_cut_up_the_batch(packed):
-    """Dense products lose a tenth in small calls: more than one of a model's products wins here."""
-    narrow = table(1.25, shapes=((32, 16),))
-    rows, decisions = plan_calls(packed, 64, 16, "float32", None, narrow)
-    assert rows == 64
-    assert decisions[0].tokens == 64 * 16
-    assert {d.choice.implementation for d in decisions} == {"dense"}
-    assert any("too little of the model" in d.choice.reason for d in decisions)
-    _, alone = plan_calls(packed, 8, 16, "float32", None, narrow)  # nothing is cut up there: every gain counts
-    assert {d.choice.implementation for d in alone} == {"dense", "xla"}
+@pytest.mark.parametrize(("batch_size", "picked"), [(1, {"dense"}), (64, {"dense", "xla"})])
+def test_products_are_judged_by_times_side_by_side_where_calls_are(packed, batch_size, picked):
+    entries = [
+        Entry("float32", (64, 192), (16, 16), density, 512, {"dense": gain, "xla": 1.0}, at_once)
+        for density in (0.1, 1.0)
+        for gain, at_once in ((1.0, 1), (3.0, 2))
+    ]
+    table = CostTable(hardware_name(), {}, tuple(entries))
+    _, decisions = plan_calls(packed, batch_size, 512, "float32", None, table)
+    assert {d.choice.implementation for d in decisions} == picked
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
 def test_rows_that_nobody_sent_are_not_computed(rows, monkeypatch):
-    monkeypatch.setattr(calls, "UNROLLED_TOKENS", 16)
+    monkeypatch.setattr(calls, "TOKENS", 16)
     model, seen = masked(), []
     served = Served(CONFIG, model.params, model.masks, "classification")
     compiled = compile_model(served, batch_sizes=[4], lengths=[16], implementation="xla")

@@ -74,9 +74,9 @@ def test_filling_up_a_bucket_changes_nothing(compiled, tile_model, rows, length)
     close(compiled.logits(*inputs), plain_logits(CONFIG, tile_model.params, "classification", inputs))
 
 
-def test_unrolled_products_run_a_few_rows_at_a_time(tile_model, monkeypatch):
+def test_a_batch_runs_a_few_rows_at_a_time(tile_model, monkeypatch):
     """Which is seen in the answers of no row."""
-    monkeypatch.setattr(calls, "UNROLLED_TOKENS", 40)
+    monkeypatch.setattr(calls, "TOKENS", 40)
     compiled = compile_model(served(tile_model), batch_sizes=[4], lengths=[16], implementation="xla")
     assert compiled._executables[4, 16].rows == 2
     inputs = batch(3, 16)

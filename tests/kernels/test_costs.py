@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import KernelError, choose, choose_for, load_table
+from pallas_kernels import KernelError, choose, choose_for, device, load_table
 from pallas_kernels.block_sparse_matmul import calibrate as calibration
 from pallas_kernels.block_sparse_matmul import costs, implementations, workloads
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, find_table, save_table, user_table_path
@@ -239,6 +240,29 @@ def test_users_table_goes_first(tmp_path, monkeypatch):
     path.write_text("{")
     with pytest.raises(KernelError, match=r"test-cpu-2-cores\.json cannot be read"):
         find_table(TABLE.hardware)
+
+
+def test_a_table_from_before_generations_were_told_apart_stands_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(costs, "PACKAGED", tmp_path / "packaged")
+    of_all, of_one = replace(TABLE, hardware="EPYC, avx2, 2 cores"), "EPYC (family 25, model 1), avx2, 2 cores"
+    save_table(of_all, tmp_path / "packaged" / costs.file_name(of_all.hardware))
+    assert find_table(of_one) == replace(TABLE, hardware=of_one)
+    own = CostTable(of_one, {}, TABLE.entries[:1])
+    save_table(own, tmp_path / "packaged" / costs.file_name(of_one))
+    assert find_table(of_one) == own
+
+
+def test_cpus_of_one_name_are_told_apart_by_generation(monkeypatch):
+    told = "vendor_id : AuthenticAMD\ncpu family : 25\nmodel : 17\nmodel name : EPYC\nflags : sse avx2\n"
+    monkeypatch.setattr(device, "Path", lambda _: SimpleNamespace(read_text=lambda **_: told))
+    monkeypatch.setattr(device.os, "cpu_count", lambda: 4)
+    device._cpu_model_and_flags.cache_clear()
+    try:
+        assert hardware_name() == "EPYC (family 25, model 17), avx2, 4 cores"
+        assert device.any_generation(hardware_name()) == "EPYC, avx2, 4 cores"
+    finally:
+        device._cpu_model_and_flags.cache_clear()
 
 
 def test_a_matrix_runs_by_the_users_table(tmp_path, monkeypatch):
