@@ -258,3 +258,19 @@ def test_an_unrolled_matrix_gives_the_same_product(block, density):
     x, bias = jax.random.normal(jax.random.key(0), (300, 128)), jax.random.normal(jax.random.key(1), (192,))
     once = jax.jit(xla.multiply, static_argnums=4)(x, xla.unroll(w), bias, None, "gelu")
     np.testing.assert_array_equal(once, jax.jit(xla.matmul, static_argnums=4)(x, w, bias, None, "gelu"))
+
+
+def test_xla_of_many_layers_holds_results_of_few_at_once():
+    """Each layer's result, of several chunks of tokens, is 128 KB."""
+    w = xla.unroll(workloads.make_matrix((64, 64), (16, 16), 0.5, jnp.float32))
+
+    def layers(x, weights):
+        for weight in weights:
+            x = xla.multiply(x, weight, None, None, "gelu")
+        return x
+
+    x = jnp.ones((512, 64), jnp.float32)
+    two, ten = (
+        jax.jit(layers).lower(x, [w] * count).compile().memory_analysis().temp_size_in_bytes for count in (2, 10)
+    )
+    assert ten < two + 2 * x.nbytes
