@@ -17,9 +17,9 @@ from pallas_kernels.block_sparse_matmul.costs import CostTable
 from pallas_kernels.device import platform
 
 TOKENS = 512
-"""Tokens of one call, about. On both CPUs where it was measured (AVX512, 2 cores; `benchmarks/calls.py`), of calls of
-128 to 4096 tokens side by side, for four BERT-base layers dense, with a fifth of their heads and rows, and with blocks
-run dense or unrolled, 512 were the fastest or within 6 % of it; 32 x 128 at once took up to 1.4 times as long."""
+"""Tokens of one call, about. Measured on a CPU with AVX512 and 2 cores (`benchmarks/results/calls_*.json`), for four
+layers of BERT-base dense, with a fifth of their heads and rows, and with blocks, run dense or unrolled: of calls of 128
+to 4096 tokens, 512 were the fastest or within 6 % of it; a batch of 32 x 128 at once took up to 1.8 times as long."""
 
 
 def plan_calls(
