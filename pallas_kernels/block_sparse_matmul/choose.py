@@ -17,9 +17,12 @@ from pallas_kernels.formats import BlockShape
 GAIN = 1 / 0.85
 """How many times as fast as dense a sparse implementation is predicted to be, at least, to be picked.
 
-Between measured sizes predictions were off by 15 % and more, and on a CPU whose neighbours are busy, sparse products
-lose more speed than dense ones: a model of 32x32 blocks at density 0.4 took from 0.78 to 1.09 of the time of its dense
-weights (`docs/results.md`)."""
+On a CPU whose neighbours are busy, sparse products lose more speed than dense ones: a model of 32x32 blocks at density
+0.4 took from 0.78 to 1.09 of the time of its dense weights (`docs/results.md`)."""
+
+GAIN_BETWEEN = 1 / 0.75
+"""The same for matrices that lie between those measured: of 14 products predicted at 1.17 to 1.33 times as fast as
+dense, four were slower (`benchmarks/dispatch.py`, `docs/results.md`)."""
 
 MOST_OCTAVES = 1.0
 """How far (in powers of two, of the side that differs more) a measured matrix may lie from the one in question."""
@@ -79,8 +82,9 @@ def choose(
         allowed: sparse implementations that the device and the matrix can have.
 
     Returns:
-        A sparse implementation whose predicted time is less than 0.85 of dense, else dense. Without measurements of
-        this device, dense except where, on a CPU, a sparse product has so little to do that it is sure of winning.
+        A sparse implementation whose predicted time is less than 0.85 of dense, 0.75 where this matrix shape was not
+        measured itself; else dense. Without measurements of this device, dense except where, on a CPU, a sparse product
+        has so little to do that it is sure of winning.
 
     Raises:
         KernelError: the device's table is damaged.
@@ -96,7 +100,8 @@ def choose(
             predicted = _predict_all([entry for entry in table.entries if entry.at_once == 1], allowed, product)
         if predicted:
             ratio, best = max(predicted)
-            picked: Implementation = best if ratio > GAIN else "dense"
+            least = GAIN if any(_alike(entry, product) and entry.shape == shape for entry in entries) else GAIN_BETWEEN
+            picked: Implementation = best if ratio > least else "dense"
             return Choice(picked, f"measured: {best} {ratio:.2f}x dense at {product}", ratio)
     return _unmeasured(product, platform, allowed)
 
@@ -111,6 +116,10 @@ class _Product(NamedTuple):
     def __str__(self) -> str:
         sides = f"{self.shape[0]}x{self.shape[1]} {self.block_shape[0]}x{self.block_shape[1]}"
         return f"{sides} density {self.density:.2f}, {self.tokens} tokens, {self.dtype}"
+
+
+def _alike(entry: Entry, product: _Product) -> bool:
+    return (entry.dtype, entry.block_shape) == (product.dtype, product.block_shape)
 
 
 def _predict_all(
@@ -129,8 +138,8 @@ def _predict(entries: Iterable[Entry], implementation: Implementation, product: 
     """Dense time over the implementation's; ``None`` where no measurement is near."""
     by_shape: dict[tuple[int, int], list[Entry]] = {}
     for entry in entries:
-        alike = (entry.dtype, entry.block_shape) == (product.dtype, product.block_shape)
-        if alike and implementation in entry.seconds and _octaves(entry.shape, product.shape) <= MOST_OCTAVES:
+        near = _alike(entry, product) and _octaves(entry.shape, product.shape) <= MOST_OCTAVES
+        if near and implementation in entry.seconds:
             by_shape.setdefault(entry.shape, []).append(entry)
     estimates = []
     for measured, cells in by_shape.items():

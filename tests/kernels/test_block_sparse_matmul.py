@@ -253,11 +253,20 @@ def test_more_padding_changes_nothing():
 @pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 64)], ids=str)
 @pytest.mark.parametrize("density", [0.0, 0.3])
 def test_an_unrolled_matrix_gives_the_same_product(block, density):
-    """Bit for bit: the same parts, made once on the host instead of in every call."""
+    """Bit for bit: the same parts, made once on the host instead of in every call; rows that chunks do not divide."""
     w = pad_blocks(workloads.make_matrix((128, 192), block, density, dtype=jnp.float32))
-    x, bias = jax.random.normal(jax.random.key(0), (300, 128)), jax.random.normal(jax.random.key(1), (192,))
-    once = jax.jit(xla.multiply, static_argnums=4)(x, xla.unroll(w), bias, None, "gelu")
-    np.testing.assert_array_equal(once, jax.jit(xla.matmul, static_argnums=4)(x, w, bias, None, "gelu"))
+    x, bias = jax.random.normal(jax.random.key(0), (301, 128)), jax.random.normal(jax.random.key(1), (192,))
+    added = jax.random.normal(jax.random.key(2), (301, 192))
+    once = jax.jit(xla.multiply, static_argnums=4)(x, xla.unroll(w), bias, added, "gelu")
+    np.testing.assert_array_equal(once, jax.jit(xla.matmul, static_argnums=4)(x, w, bias, added, "gelu"))
+
+
+def test_rows_that_chunks_do_not_divide_are_not_copied():
+    """No second array of the result's size: padding had one cut from the padded result, slower than the product."""
+    w = xla.unroll(workloads.make_matrix((64, 512), (16, 16), 0.1, jnp.float32))
+    x = jnp.ones((1001, 64), jnp.float32)
+    compiled = jax.jit(lambda x, w: xla.multiply(x, w, None, None, None)).lower(x, w).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1001 * 512 * 4
 
 
 def test_xla_of_many_layers_holds_results_of_few_at_once():

@@ -78,6 +78,12 @@ def test_dense_where_the_gain_is_not_sure(facts):
     assert chosen(**facts).implementation == "dense"
 
 
+def test_a_measured_matrix_is_trusted_sooner():
+    near, measured = chosen(shape=(512, 500), density=0.265), chosen(density=0.265)
+    assert near.ratio == pytest.approx(measured.ratio, rel=0.05)
+    assert (near.implementation, measured.implementation) == ("dense", "xla")
+
+
 def test_more_blocks_never_gain_more():
     table = replace(TABLE, entries=(entry(2.0, 0.1, 128), entry(1.2, 0.2, 128), entry(3.0, 0.3, 128)))
     assert [chosen(table=table, density=d).ratio for d in (0.1, 0.2, 0.3)] == pytest.approx([2.0, 1.2, 1.2])
