@@ -1,6 +1,6 @@
-"""Block-sparse products beside dense ones on the CPU: BERT-base's matrices, whole and with half their rows or columns.
+"""Block-sparse products beside dense ones on the CPU: matrices of BERT-base, whole and halved, and of MiniLM.
 
-    python benchmarks/block_product_cpu.py [--dtypes float32] [--blocks 32 64] [--side-by-side 512] [--adopt]
+    python benchmarks/block_product_cpu.py [--dtypes float32] [--blocks 32 64] [--shapes 768x768] [--adopt]
 
 Random masks; every sparse time is interleaved with the dense time it is compared with, on copies of weights in turn,
 of a call alone and of a call on every core at once. The stored file is a cost table
@@ -19,6 +19,11 @@ from pallas_kernels.block_sparse_matmul.costs import PACKAGED, file_name, save_t
 ROOT = Path(__file__).parents[1]
 WHOLE = ((768, 768), (3072, 768), (768, 3072), (768, 2304))  # O, FC2, FC1, QKV
 HALVED = ((384, 768), (1536, 768), (768, 1536), (768, 1152))  # after half of the heads and hidden units
+SMALL = ((384, 384), (1536, 384), (384, 1536))  # MiniLM's; smaller than what half of BERT-base's rows leave
+
+
+def sides(text):
+    return tuple(map(int, text.split("x")))
 
 
 def main():
@@ -26,6 +31,7 @@ def main():
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "block_product_cpu.json")
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--blocks", nargs="+", type=int, default=[32, 64])
+    parser.add_argument("--shapes", nargs="+", type=sides, default=(*WHOLE[:2], *HALVED, *WHOLE[2:], *SMALL))
     parser.add_argument("--tokens", nargs="*", type=int, default=[128, 512], help="of a call alone")
     parser.add_argument("--side-by-side", nargs="*", type=int, default=[512], help="of a call of each core at once")
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4, 0.5])
@@ -35,7 +41,7 @@ def main():
     args = parser.parse_args()
     table = calibrate(
         args.json,
-        (*WHOLE[:2], *HALVED, *WHOLE[2:]),
+        args.shapes,
         blocks=[(side, side) for side in args.blocks],
         densities=args.densities,
         tokens=args.tokens,

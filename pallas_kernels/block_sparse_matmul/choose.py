@@ -20,9 +20,10 @@ GAIN = 1 / 0.85
 On a CPU whose neighbours are busy, sparse products lose more speed than dense ones: a model of 32x32 blocks at density
 0.4 took from 0.78 to 1.09 of the time of its dense weights (`docs/results.md`)."""
 
-GAIN_BETWEEN = 1 / 0.75
-"""The same for matrices that lie between those measured: of 14 products predicted at 1.17 to 1.33 times as fast as
-dense, four were slower (`benchmarks/dispatch.py`, `docs/results.md`)."""
+GAIN_BEYOND = 1 / 0.75
+"""The same beyond what was measured: for a matrix with a side shorter than those it is judged by, which has less to do
+in as many steps, and for more tokens. Of 12 products of short sides predicted at 1.17 to 1.34 times as fast as dense,
+four were slower (`benchmarks/dispatch.py`, `docs/results.md`)."""
 
 MOST_OCTAVES = 1.0
 """How far (in powers of two, of the side that differs more) a measured matrix may lie from the one in question."""
@@ -82,8 +83,8 @@ def choose(
         allowed: sparse implementations that the device and the matrix can have.
 
     Returns:
-        A sparse implementation whose predicted time is less than 0.85 of dense, 0.75 where this matrix shape was not
-        measured itself; else dense. Without measurements of this device, dense except where, on a CPU, a sparse product
+        A sparse implementation whose predicted time is less than 0.85 of dense, or of 0.75 beyond what was measured
+        (`GAIN_BEYOND`); else dense. Without measurements of this device, dense except where, on a CPU, a sparse product
         has so little to do that it is sure of winning.
 
     Raises:
@@ -99,9 +100,8 @@ def choose(
         if side_by_side and not predicted:
             predicted = _predict_all([entry for entry in table.entries if entry.at_once == 1], allowed, product)
         if predicted:
-            ratio, best = max(predicted)
-            least = GAIN if any(_alike(entry, product) and entry.shape == shape for entry in entries) else GAIN_BETWEEN
-            picked: Implementation = best if ratio > least else "dense"
+            ratio, best, beyond = max(predicted)
+            picked: Implementation = best if ratio > (GAIN_BEYOND if beyond else GAIN) else "dense"
             return Choice(picked, f"measured: {best} {ratio:.2f}x dense at {product}", ratio)
     return _unmeasured(product, platform, allowed)
 
@@ -118,41 +118,42 @@ class _Product(NamedTuple):
         return f"{sides} density {self.density:.2f}, {self.tokens} tokens, {self.dtype}"
 
 
-def _alike(entry: Entry, product: _Product) -> bool:
-    return (entry.dtype, entry.block_shape) == (product.dtype, product.block_shape)
+class _Prediction(NamedTuple):
+    ratio: float  # dense time over the implementation's
+    implementation: Implementation
+    beyond: bool  # a side is shorter than in each measured matrix it comes from, or tokens are more
 
 
 def _predict_all(
     entries: Sequence[Entry], implementations: Sequence[Implementation], product: _Product
-) -> list[tuple[float, Implementation]]:
-    """Every implementation's ratio that there are measurements for."""
-    found: list[tuple[float, Implementation]] = []
-    for each in implementations:
-        ratio = _predict(entries, each, product)
-        if ratio is not None:
-            found.append((ratio, each))
-    return found
+) -> list[_Prediction]:
+    """Of every implementation that there are measurements for."""
+    found = (_predict(entries, each, product) for each in implementations)
+    return [prediction for prediction in found if prediction is not None]
 
 
-def _predict(entries: Iterable[Entry], implementation: Implementation, product: _Product) -> float | None:
-    """Dense time over the implementation's; ``None`` where no measurement is near."""
+def _predict(entries: Iterable[Entry], implementation: Implementation, product: _Product) -> _Prediction | None:
+    """``None`` where no measurement is near."""
     by_shape: dict[tuple[int, int], list[Entry]] = {}
     for entry in entries:
-        near = _alike(entry, product) and _octaves(entry.shape, product.shape) <= MOST_OCTAVES
-        if near and implementation in entry.seconds:
+        alike = (entry.dtype, entry.block_shape) == (product.dtype, product.block_shape)
+        if alike and implementation in entry.seconds and _octaves(entry.shape, product.shape) <= MOST_OCTAVES:
             by_shape.setdefault(entry.shape, []).append(entry)
     estimates = []
     for measured, cells in by_shape.items():
         estimate = _between_cells(cells, implementation, product)
         if estimate is not None:
-            estimates.append((_octaves(measured, product.shape), estimate))
+            estimates.append((_octaves(measured, product.shape), estimate, measured))
     if not estimates:
         return None
     estimates.sort()
     if estimates[0][0] == 0:
-        return math.exp(estimates[0][1])
-    distances, values = zip(*estimates[:2], strict=True)
-    return float(np.exp(np.average(values, weights=[1 / distance for distance in distances])))
+        estimates = [(1.0, *estimates[0][1:])]  # measured itself: the others do not count
+    distances, values, shapes = zip(*estimates[:2], strict=True)
+    ratio = float(np.exp(np.average(values, weights=[1 / distance for distance in distances])))
+    smaller = any(side < min(sides) for side, *sides in zip(product.shape, *shapes, strict=True))
+    more = product.tokens > max(entry.tokens for shape in shapes for entry in by_shape[shape])
+    return _Prediction(ratio, implementation, smaller or more)
 
 
 def _between_cells(cells: Iterable[Entry], implementation: Implementation, product: _Product) -> float | None:

@@ -78,10 +78,13 @@ def test_dense_where_the_gain_is_not_sure(facts):
     assert chosen(**facts).implementation == "dense"
 
 
-def test_a_measured_matrix_is_trusted_sooner():
-    near, measured = chosen(shape=(512, 500), density=0.265), chosen(density=0.265)
-    assert near.ratio == pytest.approx(measured.ratio, rel=0.05)
-    assert (near.implementation, measured.implementation) == ("dense", "xla")
+def test_beyond_what_was_measured_a_product_must_gain_more():
+    both = replace(TABLE, entries=(entry(1.25, 0.1, 128), entry(1.25, 0.1, 128, TALL)))
+    shapes = SQUARE, (1024, 512), (1024, 600), (512, 500), (500, 512)
+    found = [chosen(table=both, shape=shape) for shape in shapes]
+    assert [choice.ratio for choice in found] == pytest.approx([1.25] * 5)
+    assert [choice.implementation for choice in found] == ["xla", "xla", "xla", "dense", "dense"]
+    assert [chosen(table=both, tokens=n).implementation for n in (128, 129)] == ["xla", "dense"]
 
 
 def test_more_blocks_never_gain_more():
