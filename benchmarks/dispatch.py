@@ -54,9 +54,10 @@ def main():
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--cells", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--seed", type=int, default=7, help="of the products that are drawn")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rng, cells = np.random.default_rng(7), []
+    rng, cells = np.random.default_rng(args.seed), []
     for i in range(args.cells):
         cells.append(measure(*draw(rng), args.dtypes[i % len(args.dtypes)], args.rounds))
         print(cells[-1], flush=True)
