@@ -4,17 +4,19 @@
 
 Random masks; every sparse time is interleaved with the dense time it is compared with, on copies of weights in turn,
 of a call alone and of a call on every core at once. The stored file is a cost table
-(`pallas_kernels.block_sparse_matmul.costs`), written cell by cell: ``--adopt`` makes it the package's own for this CPU.
+(`pallas_kernels.block_sparse_matmul.costs`), written cell by cell: ``--adopt`` puts it into the package's own for this
+CPU, in place of the kinds of product that it has.
 A matrix that takes more than 1.25x dense is not measured with more blocks.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from describe import describe
 
 from pallas_kernels.block_sparse_matmul.calibrate import calibrate
-from pallas_kernels.block_sparse_matmul.costs import PACKAGED, file_name, save_table
+from pallas_kernels.block_sparse_matmul.costs import PACKAGED, complete, file_name, load_table, save_table
 
 ROOT = Path(__file__).parents[1]
 WHOLE = ((768, 768), (3072, 768), (768, 3072), (768, 2304))  # O, FC2, FC1, QKV
@@ -52,7 +54,12 @@ def main():
         details=describe(),
     )
     if args.adopt:
-        save_table(table, PACKAGED / file_name(table.hardware))
+        path = PACKAGED / file_name(table.hardware)
+        if path.is_file():  # what was not measured now stays, and the file tells of both
+            before = load_table(path)
+            told = table.measured | {"others": [before.measured]}
+            table = complete(replace(table, measured=told), before)
+        save_table(table, path)
 
 
 if __name__ == "__main__":

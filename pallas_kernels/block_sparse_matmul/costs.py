@@ -87,10 +87,13 @@ def find_table(hardware: str) -> CostTable | None:
     tables = [replace(table, hardware=hardware) for table in found if table is not None]
     if len(tables) < 2:
         return tables[0] if tables else None
-    own, packaged = tables
+    return complete(*tables)
+
+
+def complete(own: CostTable, other: CostTable) -> CostTable:
+    """A table, and another's entries for whatever kind of product it lacks."""
     kinds = {_kind(entry) for entry in own.entries}
-    others = tuple(entry for entry in packaged.entries if _kind(entry) not in kinds)
-    return replace(own, entries=own.entries + others)
+    return replace(own, entries=own.entries + tuple(entry for entry in other.entries if _kind(entry) not in kinds))
 
 
 def _table_in(folder: Path, hardware: str) -> CostTable | None:
