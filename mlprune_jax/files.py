@@ -30,6 +30,12 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
+def whole_path(name: str) -> str:
+    """A file or folder that exists, by its path from the root; any other name, a hub id say, as it is."""
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if os.path.exists(path) else name
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that a run wrote.
 

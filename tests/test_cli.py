@@ -123,7 +123,11 @@ def test_resume_eval_inspect_delegate(invoke, pipeline):
     assert invoke("inspect", "runs/x").exit_code == 0
     assert [(name, [str(arg) for arg in args], kwargs) for name, args, kwargs in pipeline.made] == [
         ("resume", ["runs/x"], {"quiet": True}),
-        ("evaluate_folder", ["runs/x"], {"data": "d", "split": "test", "batch_size": 8, "offline": False}),
+        (
+            "evaluate_folder",
+            ["runs/x"],
+            {"data": "d", "split": "test", "skip_damaged": False, "batch_size": 8, "offline": False},
+        ),
         ("inspect_folder", ["runs/x"], {}),
     ]
 
@@ -203,13 +207,16 @@ def test_wrong_input_never_reaches_the_pipeline(invoke, pipeline, args, message)
     assert message in told.stderr
 
 
-@pytest.mark.parametrize("output", ["c.yaml", "full"])
-def test_a_used_folder_is_refused(invoke, tmp_path, output):
+@pytest.mark.parametrize(
+    ("output", "hint"),
+    [("c.yaml", "choose a new folder with -o"), ("full", "continue it with `mlprune resume full`")],
+)
+def test_a_used_folder_is_refused(invoke, tmp_path, output, hint):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "run.json").touch()
     told = invoke("prune", "--config", "c.yaml", "-o", output)
     assert told.exit_code == 2
-    assert f"hint: continue it with `mlprune resume {output}`" in told.stderr
+    assert f"hint: {hint}" in told.stderr
 
 
 def test_config_check(invoke):

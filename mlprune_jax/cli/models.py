@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mlprune_jax.cli.options import Debug, DType, Folder, Implementation, Json, Offline, Quiet, numbers
+from mlprune_jax.cli.options import (
+    Debug,
+    DType,
+    Folder,
+    Implementation,
+    Json,
+    Offline,
+    Quiet,
+    SkipDamaged,
+    numbers,
+)
 from mlprune_jax.cli.perform import Switches, perform
 from mlprune_jax.errors import ConfigError
 
@@ -18,6 +28,7 @@ def evaluate(
     folder: Folder,
     data: Annotated[str | None, typer.Option(metavar="FOLDER", help="The task's data; the run's otherwise.")] = None,
     split: Annotated[str, typer.Option(help="Which part of the data.")] = "dev",
+    skip_damaged: SkipDamaged = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in one step.")] = 64,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -29,7 +40,9 @@ def evaluate(
     def work() -> dict[str, Any]:
         from mlprune_jax.pipeline import evaluation
 
-        return evaluation.evaluate_folder(folder, data=data, split=split, batch_size=batch_size, offline=offline)
+        return evaluation.evaluate_folder(
+            folder, data=data, split=split, skip_damaged=skip_damaged, batch_size=batch_size, offline=offline
+        )
 
     perform(work, Switches(as_json, quiet, offline, debug))
 
@@ -71,7 +84,7 @@ def predict(
     columns: Annotated[
         str | None, typer.Option(help="Columns of the texts, a,b for pairs; the task's otherwise.")
     ] = None,
-    skip_damaged: Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged lines out, and say so.")] = False,
+    skip_damaged: SkipDamaged = False,
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Texts in one step.")] = 32,
     seq: Annotated[str | None, typer.Option(help="Lengths in tokens, 32,128 say; those of training if unset.")] = None,
     dtype: DType = None,
@@ -160,5 +173,5 @@ def export(
 
 
 def _text_input() -> io.TextIOWrapper:
-    """Standard input as files are read: strict UTF-8 with or without a mark, whatever the locale."""
-    return io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="strict", newline="\n")
+    """Standard input as files are read: UTF-8 with or without a mark, whatever the locale."""
+    return io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape", newline="\n")

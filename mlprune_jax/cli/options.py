@@ -20,6 +20,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="PLACE=VAL
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random; the config's otherwise.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+SkipDamaged = Annotated[bool, typer.Option("--skip-damaged", help="Leave damaged lines out, and say so.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the Hugging Face hub.")]
 DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; bfloat16 on accelerators if unset.")]
 Implementation = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from mlprune_jax.data.tables import READERS, OnDamaged, Table, list_folder, name_files, read_table
@@ -24,6 +24,7 @@ def load_custom(
     *,
     name: str = "custom",
     metrics: Sequence[str] | None = None,
+    splits: Collection[str] | None = None,
     on_damaged: OnDamaged = "error",
 ) -> tuple[Task, dict[str, Examples]]:
     """Read a task from files with named columns.
@@ -40,6 +41,8 @@ def load_custom(
         kind: "classification" or "regression".
         name: the task's name in reports.
         metrics: names of the scores, the primary one first; accuracy, or pearson and spearman, where None.
+        splits: those to read, of what is there; all where None. The train split is read as well where the labels are
+            found in it.
         on_damaged: what becomes of lines with a wrong number of columns: "error" or "skip".
 
     Returns:
@@ -56,6 +59,9 @@ def load_custom(
         files = {split: Path(path) for split, path in source.items()}
     else:
         files = _find_files(Path(os.path.expanduser(source)))
+    find_labels = kind == "classification" and labels is None
+    if splits is not None:
+        files = {s: path for s, path in files.items() if s in splits or (find_labels and s == "train")}
     tables = {
         split: read_table(
             path,
@@ -65,7 +71,7 @@ def load_custom(
         )
         for split, path in files.items()
     }
-    if kind == "classification" and labels is None:
+    if find_labels:
         labels = _infer_labels(tables.get("train"), label_column)
     task = Task(
         name=name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class Encoded:
         offsets: where the examples begin, and the end of the last.
         labels: class ids, targets, or first and last token of answers; None where the split has none.
         pad_id: the token that fills up a batch's rows.
+        skipped: damaged examples that were left out of the split.
+        truncated: examples that lost tokens to their greatest length; of questions, those that did themselves.
     """
 
     input_ids: Int32[np.ndarray, " tokens"]
@@ -39,6 +41,8 @@ class Encoded:
     offsets: Int64[np.ndarray, " edges"]
     labels: Int32[np.ndarray, " examples"] | Float32[np.ndarray, " examples"] | Int32[np.ndarray, "examples 2"] | None
     pad_id: int
+    skipped: int = field(default=0, kw_only=True)
+    truncated: int = field(default=0, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -106,7 +110,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def encode(examples: Examples, tokenizer: Tokenizer, *, max_length: int) -> Encoded:
-    """Tokenize all examples; too long ones lose tokens at the end, pairs from the longer text first.
+    """Tokenize all examples; too long ones lose tokens at the end, pairs from the longer text first, and are counted.
 
     Args:
         examples: single texts or pairs.
@@ -125,6 +129,7 @@ def encode(examples: Examples, tokenizer: Tokenizer, *, max_length: int) -> Enco
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
     lengths: list[int] = []
+    truncated = 0
     for start in range(0, len(examples), _CHUNK):
         out = tokenizer(
             *(column[start : start + _CHUNK] for column in examples.texts),
@@ -137,12 +142,15 @@ def encode(examples: Examples, tokenizer: Tokenizer, *, max_length: int) -> Enco
         ids.append(_flat(out["input_ids"]))
         types.append(_flat(out["token_type_ids"]))
         lengths += map(len, out["input_ids"])
+        truncated += sum(bool(encoding.overflowing) for encoding in out.encodings or ())
     return Encoded(
         input_ids=np.concatenate([np.zeros(0, np.int32), *ids]),
         token_type_ids=np.concatenate([np.zeros(0, np.int32), *types]),
         offsets=np.cumsum([0, *lengths], dtype=np.int64),
         labels=examples.labels,
         pad_id=tokenizer.pad_token_id or 0,
+        skipped=examples.skipped,
+        truncated=truncated,
     )
 
 

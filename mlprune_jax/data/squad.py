@@ -14,11 +14,13 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 import numpy as np
 
 from mlprune_jax.data import hub
-from mlprune_jax.data.tables import OnDamaged, list_folder, name_files, read_text
+from mlprune_jax.data.tables import LEAVE_OUT, OnDamaged, list_folder, name_files, read_text
 from mlprune_jax.data.tasks import Examples, Task
 from mlprune_jax.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
+
+USE_1_1 = "set task to 'squad' for 1.1"
 
 NOWHERE = (-1, -1)  # the span of a question without an answer
 
@@ -63,12 +65,10 @@ class Questions(Examples):
     Attributes:
         ids: of the questions, each its own.
         answers: texts of all right answers of each; none where the question has no answer.
-        skipped: damaged questions that were left out.
     """
 
     ids: tuple[str, ...]
     answers: tuple[tuple[str, ...], ...]
-    skipped: int = 0
 
 
 class _Question(NamedTuple):
@@ -122,7 +122,10 @@ def load_squad(
     if source == "hub" or (isinstance(source, str) and re.fullmatch(hub.DATASET_ID, source)):
         hub_id = task.hub_id if source == "hub" else str(source)
         path = hub.download_dataset(hub_id, None, _HUB_SPLITS[split], offline=offline)
-        return _collect(_hub_items(path), task, f"hub:{hub_id}:{_HUB_SPLITS[split]}", on_damaged)
+        asked = _collect(_hub_items(path), task, f"hub:{hub_id}:{_HUB_SPLITS[split]}", on_damaged)
+        if task.may_have_no_answer and all(asked.answers):  # the hub's rows do not say which version they are of
+            raise DataError(f"{asked.source} has an answer to every question, so this is not SQuAD 2.0", hint=USE_1_1)
+        return asked
     raise DataError(
         f"no folder {str(source)!r} for task {task.name!r}", hint=f"pass the folder that holds {name}, or 'hub'"
     )
@@ -200,10 +203,7 @@ def _collect(items: Iterable[_Item], task: SquadTask | None, source: str, on_dam
         elif on_damaged == "skip":
             skipped.append(question)
         else:
-            raise DataError(
-                f"{source}, {item.place}: {question}",
-                hint="repair it, or set on_damaged to 'skip' to leave such questions out (counted and reported)",
-            )
+            raise DataError(f"{source}, {item.place}: {question}", hint=LEAVE_OUT)
     if skipped:
         total, first = len(found) + len(skipped), "; ".join(skipped[:3])
         _log.warning("%s: left out %d damaged questions of %d: %s", source, len(skipped), total, first)
@@ -227,7 +227,7 @@ def _check(item: _Item, task: SquadTask | None, source: str) -> _Question | str:
     if not _is_text(name) or not name:
         return "the question has no id, or one that is no text"
     if not _is_text(fields.get("question")) or not fields["question"].strip():
-        return f"question {name!r}: its text is missing or blank"
+        return f"question {name!r}: its text is missing, blank or no valid text"
     if not _is_text(item.context) or not item.context.strip():
         return f"question {name!r}: its context is blank or no text"
     answers, span = (), NOWHERE
@@ -247,7 +247,7 @@ def _check_version(fields: dict[str, Any], task: SquadTask, place: str) -> None:
     """Never skipped: the whole file is another one than was asked for."""
     impossible = fields.get("is_impossible")
     if task.may_have_no_answer and not isinstance(impossible, bool):
-        raise DataError(f"{place} has no is_impossible, so this is not SQuAD 2.0", hint="set task to 'squad' for 1.1")
+        raise DataError(f"{place} has no is_impossible, so this is not SQuAD 2.0", hint=USE_1_1)
     if not task.may_have_no_answer and impossible:
         raise DataError(f"{place} is marked as impossible, as in SQuAD 2.0", hint="set task to 'squad2' for 2.0")
 

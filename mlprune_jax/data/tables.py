@@ -8,8 +8,9 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,11 @@ Record = dict[str, str | None] | str  # one row by column name, or what is wrong
 Rows = Iterator[tuple[int, Record]]  # with the 1-based line each row starts on
 Stream = Iterable[str]  # lines with their "\n", as an open file or a StringIO gives them
 
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
+LEAVE_OUT = (
+    "repair it, or leave such ones out: on_damaged: skip in a config, --skip-damaged elsewhere; they are counted"
+)
+
+NOT_UTF8 = re.compile("[\ud800-\udfff]")  # half a surrogate pair, of JSON's escapes or of bytes that are no text
 
 _log = logging.getLogger(__name__)
 
@@ -34,11 +39,13 @@ class Table:
         path: the file they come from.
         columns: column name -> one text per row.
         lines: the 1-based line of the file each row starts on, for messages.
+        skipped: damaged lines that were left out.
     """
 
     path: Path
     columns: dict[str, list[str]]
     lines: list[int]
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -83,7 +90,7 @@ def read_table(
         _log.warning("%s: skipped %d damaged lines of %d, first ones: %s", path, len(skipped), total, skipped[:5])
     if not table.lines:
         raise DataError(f"{path}: no rows, {len(skipped)} damaged lines", hint="pass a file with at least one row")
-    return table
+    return replace(table, skipped=len(skipped))
 
 
 def stream_rows(
@@ -93,44 +100,42 @@ def stream_rows(
     *,
     source: Path,
     optional: Sequence[str] = (),
+    filled: Collection[str] = (),
     on_damaged: OnDamaged = "error",
-) -> Iterator[tuple[int, list[str]]]:
+) -> Iterator[tuple[int, list[str], dict[str, str]]]:
     """The named columns of a table, row by row as the stream delivers them; formats as in `read_table`.
 
     Args:
-        stream: open text, read with ``newline="\\n"``.
+        stream: open text, read with ``newline="\\n"``; with ``errors="surrogateescape"``, a line that is not UTF-8 is a
+            damaged one.
         ending: ".tsv", ".csv" or ".jsonl".
         columns: names that must be there.
         source: where the stream comes from, for messages.
-        optional: names that are read where the table has them, behind the others.
+        optional: names that are read where a row has them.
+        filled: those of them all whose cells must hold more than blanks.
         on_damaged: "skip" leaves damaged lines out and logs each; "error" stops there.
 
     Yields:
-        The 1-based line a row starts on, and its cells; nothing where there are no rows.
+        The 1-based line a row starts on, its cells, and what it has of the optional ones; nothing where there are no
+        rows.
 
     Raises:
         DataError: when the stream gets there: no header, a missing column, a damaged line, or text that is not UTF-8.
     """
     if ending not in READERS:
         raise DataError(f"{source}: unknown table format {ending!r}", hint=f"use one of {', '.join(READERS)}")
-    reached = 0
-    try:
-        found, rows = READERS[ending](stream, source, None)
-        names = _choose(source, found, columns, optional)
-        for reached, record in rows:
-            cells = _pick(record, names)
-            if not isinstance(cells, str):
-                yield reached, cells
-            elif on_damaged == "skip":
-                _log.warning("%s, line %d: %s: left out", source, reached, cells)
-            else:
-                raise DataError(
-                    f"{source}, line {reached}: {cells}", hint="repair the line, or skip damaged lines (--skip-damaged)"
-                )
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{source}: not UTF-8 ({error.reason}) somewhere behind line {reached}", hint="save the file as UTF-8"
-        ) from None
+    found, rows = READERS[ending](stream, source, None)
+    names = _choose(source, found, columns, ())
+    _choose(source, found, (), optional)
+    for line, record in rows:
+        further = [name for name in optional if isinstance(record, dict) and name in record]
+        cells = _pick(record, [*names, *further], filled)
+        if not isinstance(cells, str):
+            yield line, cells[: len(names)], dict(zip(further, cells[len(names) :], strict=True))
+        elif on_damaged == "skip":
+            _log.warning("%s, line %d: %s: left out", source, line, cells)
+        else:
+            raise DataError(f"{source}, line {line}: {cells}", hint=LEAVE_OUT)
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -162,14 +167,11 @@ def _fill(table: Table, rows: Rows, on_damaged: OnDamaged) -> list[int]:
         elif on_damaged == "skip":
             skipped.append(line)
         else:
-            raise DataError(
-                f"{table.path}, line {line}: {cells}",
-                hint="repair the line, or set on_damaged to 'skip' to leave such lines out (counted and reported)",
-            )
+            raise DataError(f"{table.path}, line {line}: {cells}", hint=LEAVE_OUT)
     return skipped
 
 
-def _pick(record: Record, names: Iterable[str]) -> list[str] | str:
+def _pick(record: Record, names: Iterable[str], filled: Collection[str] = ()) -> list[str] | str:
     """The named cells of a row, or what is wrong with its line."""
     if isinstance(record, str):
         return record
@@ -177,13 +179,19 @@ def _pick(record: Record, names: Iterable[str]) -> list[str] | str:
     for name in names:
         cell = record.get(name)
         if cell is None:
-            return f"column {name!r} is " + ("null or not a plain value" if name in record else "absent")
+            return f"column {name!r} is " + ("null or no plain value" if name in record else "absent")
+        if NOT_UTF8.search(cell):
+            return f"column {name!r} is not UTF-8"
+        if name in filled and not cell.strip():
+            return f"column {name!r} is blank"
         cells.append(cell)
     return cells
 
 
 def _choose(path: Path, found: Sequence[str], columns: Sequence[str], optional: Sequence[str]) -> list[str]:
     """The columns to read, each exactly once in the file."""
+    if any(map(NOT_UTF8.search, found)):
+        raise DataError(f"{path}: its column names are not UTF-8", hint="save the file as UTF-8")
     for name in columns:
         if found and name not in found:
             near = difflib.get_close_matches(name, found, n=1)
@@ -255,6 +263,7 @@ def _read_csv(stream: Stream, path: Path, header: Sequence[str] | None) -> tuple
 
 
 def _csv_cells(stream: Stream, path: Path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(sys.maxsize)  # of the whole process; the module has no other way, and its 128 KB is a text
     reader = csv.reader(stream, strict=True)
     blank: list[tuple[int, list[str]]] = []  # rows only if another follows
     while True:
@@ -303,9 +312,9 @@ def _object(line: str) -> Record:
 
 
 def _plain(cell: object) -> str | None:
-    """A JSON value as text; None where it is null, nested or no valid text (half a surrogate pair)."""
+    """A JSON value as text; None where it is null or nested."""
     if isinstance(cell, str):
-        return None if _HALF_PAIR.search(cell) else cell
+        return cell
     if isinstance(cell, bool | int | float):
         return json.dumps(cell)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,7 +17,7 @@ TaskKind = Literal["classification", "regression", "span"]
 
 TEST = "test"  # a split of this name, or starting so ("test_mismatched"), may come without labels
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FINITE = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
 
 _SPLITS = {"train": ("train.tsv", "train"), "dev": ("dev.tsv", "validation"), TEST: ("test.tsv", "test")}
 _MNLI_SPLITS = {
@@ -39,6 +40,7 @@ class Task:
         text_columns: one column, or two for a pair.
         label_column: the column of the label.
         metrics: names of the scores; the first is the primary one.
+        target_range: least and greatest target of a regression.
 
     Raises:
         ConfigError: where the parts do not fit together.
@@ -50,6 +52,7 @@ class Task:
     text_columns: tuple[str, ...]
     label_column: str
     metrics: tuple[str, ...]
+    target_range: tuple[float, float] = field(default=_FINITE, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.text_columns) <= 2 or len(set(self.text_columns)) != len(self.text_columns):
@@ -63,6 +66,11 @@ class Task:
             )
         if not self.metrics:
             raise ConfigError(f"task {self.name!r}: no metric", hint="name at least one")
+
+    @property
+    def label_spellings(self) -> tuple[tuple[str, ...], ...]:
+        """The class names in the order of their ids, once for each way in which they are written."""
+        return (self.labels,)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,10 @@ class GlueTask(Task):
     header: tuple[str, ...] | None = None
     splits: Mapping[str, tuple[str, str]] = field(default_factory=lambda: _SPLITS)
 
+    @property
+    def label_spellings(self) -> tuple[tuple[str, ...], ...]:
+        return (self.labels, self.hub_labels)
+
     def split_names(self, split: str) -> tuple[str, str]:
         """The split's file name and its name on the hub.
 
@@ -107,6 +119,7 @@ class Examples:
         labels: int32 class ids or float32 targets, [examples], or int32 spans, [examples, 2]; None where the split has
             none.
         source: where they come from, for reports.
+        skipped: damaged ones that were left out.
 
     Raises:
         DataError: the lengths differ.
@@ -115,6 +128,7 @@ class Examples:
     texts: tuple[list[str], ...]
     labels: np.ndarray | None
     source: str
+    skipped: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         lengths = [len(column) for column in self.texts] + ([] if self.labels is None else [len(self.labels)])
@@ -158,16 +172,16 @@ def to_examples(table: Table, task: Task, source: str | None = None) -> Examples
     cells = table.columns.get(task.label_column)
     labels = None if cells is None else _labels(cells, table, task)
     texts = tuple(table.columns[name] for name in task.text_columns)
-    return Examples(texts, labels, source or str(table.path))
+    return Examples(texts, labels, source or str(table.path), skipped=table.skipped)
 
 
 def _labels(cells: Sequence[str], table: Table, task: Task) -> np.ndarray:
     ids = {label: i for i, label in enumerate(task.labels)}
     regression = task.kind == "regression"
-    values = [_number(cell) if regression else ids.get(cell) for cell in cells]
+    values = [_number(cell, task.target_range) if regression else ids.get(cell) for cell in cells]
     for row, value in enumerate(values):
         if value is None:
-            wanted = "a finite number" if regression else f"one of {', '.join(task.labels)[:300]}"
+            wanted = _wanted_number(task) if regression else f"one of {', '.join(task.labels)[:300]}"
             raise DataError(
                 f"{table.path}, line {table.lines[row]}: column {task.label_column!r} holds {cells[row]!r}, "
                 f"wanted {wanted} (task {task.name!r})",
@@ -176,12 +190,17 @@ def _labels(cells: Sequence[str], table: Table, task: Task) -> np.ndarray:
     return np.array(values, np.float32 if regression else np.int32)
 
 
-def _number(cell: str) -> float | None:
+def _number(cell: str, target_range: tuple[float, float]) -> float | None:
     try:
-        value = float(cell)
+        value = float(cell) if "_" not in cell else math.nan  # Python reads "1_0" as 10
     except ValueError:
         return None
-    return value if abs(value) <= _FLOAT32_MAX else None  # a comparison with NaN is false
+    return value if target_range[0] <= value <= target_range[1] else None  # a comparison with NaN is false
+
+
+def _wanted_number(task: Task) -> str:
+    least, greatest = task.target_range
+    return "a finite number" if task.target_range == _FINITE else f"a number from {least:g} to {greatest:g}"
 
 
 def _glue(
@@ -195,6 +214,7 @@ def _glue(
     hub_text_columns: tuple[str, ...] | None = None,
     header: tuple[str, ...] | None = None,
     splits: Mapping[str, tuple[str, str]] = _SPLITS,
+    target_range: tuple[float, float] = _FINITE,
 ) -> GlueTask:
     return GlueTask(
         name=normalized(folder),
@@ -209,6 +229,7 @@ def _glue(
         hub_labels=hub_labels,
         header=header,
         splits=splits,
+        target_range=target_range,
     )
 
 
@@ -226,7 +247,7 @@ GLUE: dict[str, GlueTask] = {
         _glue("CoLA", ("sentence",), "label", ("mcc",), ("unacceptable", "acceptable"), header=_COLA),
         _glue("SST-2", ("sentence",), "label", _ACCURACY, ("negative", "positive")),
         _glue("MRPC", _MRPC, "Quality", _ACCURACY_F1, ("not_equivalent", "equivalent"), hub_text_columns=_PAIR),
-        _glue("STS-B", _PAIR, "score", ("pearson", "spearman"), ()),
+        _glue("STS-B", _PAIR, "score", ("pearson", "spearman"), (), target_range=(0.0, 5.0)),
         _glue("QQP", ("question1", "question2"), "is_duplicate", _ACCURACY_F1, ("not_duplicate", "duplicate")),
         _glue(
             "MNLI",

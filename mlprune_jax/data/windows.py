@@ -62,11 +62,16 @@ def encode_windows(
             f"{max_query_length}, and two windows share doc_stride {doc_stride} of them",
             hint="raise max_length, or lower doc_stride or max_query_length",
         )
+    questions = [
+        question
+        for start in range(0, len(asked), _CHUNK)
+        for question in _shortened(asked.texts[0][start : start + _CHUNK], tokenizer, max_query_length)
+    ]
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
     chars: list[np.ndarray] = []
     owners: list[int] = []
-    for window, owner in _tokenized(asked, tokenizer, max_length, doc_stride, max_query_length):
+    for window, owner in _tokenized(questions, asked.texts[1], tokenizer, max_length, doc_stride):
         ids.append(np.array(window.ids, np.int32))
         types.append(np.array(window.type_ids, np.int32))
         chars.append(_context_chars(window))
@@ -80,18 +85,19 @@ def encode_windows(
         question=np.array(owners, np.int32),
         chars=np.concatenate(chars),
         asked=asked,
+        skipped=asked.skipped,
+        truncated=sum(map(str.__ne__, questions, asked.texts[0])),
     )
 
 
 def _tokenized(
-    asked: Questions, tokenizer: Tokenizer, max_length: int, doc_stride: int, max_query_length: int
+    questions: Sequence[str], contexts: Sequence[str], tokenizer: Tokenizer, max_length: int, doc_stride: int
 ) -> Iterator[tuple[Any, int]]:
     """The tokenizer's windows, each with its question's number."""
-    questions, contexts = asked.texts
-    for start in range(0, len(asked), _CHUNK):
+    for start in range(0, len(questions), _CHUNK):
         out = tokenizer(
-            _shortened(questions[start : start + _CHUNK], tokenizer, max_query_length),
-            contexts[start : start + _CHUNK],
+            list(questions[start : start + _CHUNK]),
+            list(contexts[start : start + _CHUNK]),
             truncation="only_second",
             max_length=max_length,
             stride=doc_stride,

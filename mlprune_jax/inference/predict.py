@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from mlprune_jax.data.answers import Answer
 from mlprune_jax.data.named import named_task
 from mlprune_jax.data.squad import SQUAD, parse_squad
-from mlprune_jax.data.tables import OnDamaged, stream_rows
+from mlprune_jax.data.tables import NOT_UTF8, OnDamaged, stream_rows
 from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.inference.service import LoadedModel, Predictor, Text, load
 from pallas_kernels import Implementation
@@ -54,8 +54,9 @@ def predict_file(
 
     Args:
         model: a finished run, or a model folder.
-        source, output: files, or open streams of text; rows of a stream are answered in groups of ``batch_size``, rows
-            of a file in groups of eight times as many, sorted by length. A SQuAD file is read whole.
+        source, output: files, or open streams of text, that of the source with ``errors="surrogateescape"``; rows of a
+            stream are answered in groups of ``batch_size``, rows of a file in groups of eight times as many, sorted by
+            length. A SQuAD file is read whole.
         table_format: "tsv", "csv", "jsonl", or "json" for SQuAD's layout; unset: the file's ending, jsonl for a stream.
         columns: of the one text or two; unset: those of the model's task. A span model's table may have an "id" too.
         skip_damaged: leave damaged lines out and log each, instead of stopping there.
@@ -72,9 +73,7 @@ def predict_file(
     """
     _check_files(source, output)
     loaded = load(model)
-    names = columns or _text_columns(loaded)
-    if not 1 <= len(names) <= 2 or len(set(names)) != len(names):
-        raise ConfigError(f"a text is one column or a pair of two different ones, got {', '.join(names)}")
+    names = _chosen_columns(loaded, columns)
     place = source if isinstance(source, Path) else Path("standard input")
     ending = f".{table_format}" if table_format else place.suffix.lower() or ".jsonl"
     with _reading(source) as incoming, _writing(output) as outgoing:
@@ -98,8 +97,22 @@ def _check_files(source: Path | TextStream, output: Path | TextStream) -> None:
         return
     if not os.path.exists(source) or source.is_dir():
         raise DataError(f"no file {str(source)!r}", hint="pass a tsv, csv or jsonl file, or - for standard input")
-    if isinstance(output, Path) and os.path.exists(output) and output.samefile(source):
-        raise ConfigError(f"{output} is the input, and would be overwritten", hint="name another output")
+    if not isinstance(output, Path):
+        return
+    for written in (output, _partial(output)):
+        if os.path.exists(written) and written.samefile(source):
+            raise ConfigError(f"{written} is the input, and would be overwritten", hint="name another output")
+
+
+def _chosen_columns(model: LoadedModel, given: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The columns of a text: those given, which must be as many as the model's task has, or the task's own."""
+    names = given or _text_columns(model)
+    if not 1 <= len(names) <= 2 or len(set(names)) != len(names):
+        raise ConfigError(f"a text is one column or a pair of two different ones, got {', '.join(names)}")
+    known = model.task is not None or model.served.kind == "span"
+    if known and len(names) != len(own := _text_columns(model)):
+        raise ConfigError(f"the model takes {len(own)} columns ({', '.join(own)}), got {', '.join(names)}")
+    return names
 
 
 def _text_columns(model: LoadedModel) -> tuple[str, ...]:
@@ -115,18 +128,19 @@ def _rows(
 ) -> Iterator[Row]:
     """The rows of a table as they come; for a span model also the questions of a SQuAD file."""
     if span and ending == ".json":
-        try:
-            text = stream.read()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{source}: not UTF-8 ({error.reason})", hint="save the file as UTF-8") from None
+        text = stream.read()
+        if found := NOT_UTF8.search(text):
+            line = text.count("\n", 0, found.start()) + 1
+            raise DataError(f"{source}, line {line}: not UTF-8", hint="save the file as UTF-8")
         asked = parse_squad(text, None, source, on_damaged=on_damaged)
         for name, *texts in zip(asked.ids, *asked.texts, strict=True):
             yield Row({"id": name}, texts)
         return
     marks = ("id",) if span and "id" not in names else ()
-    table = stream_rows(stream, ending, names, source=source, optional=marks, on_damaged=on_damaged)
-    for line, cells in table:
-        yield Row({"line": line, **dict(zip(marks, cells[len(names) :], strict=False))}, cells[: len(names)])
+    filled = names if span else ()  # as in SQuAD's files: nothing can be answered without a question or a context
+    table = stream_rows(stream, ending, names, source=source, optional=marks, filled=filled, on_damaged=on_damaged)
+    for line, cells, found in table:
+        yield Row({"line": line, **found}, cells)
 
 
 @contextlib.contextmanager
@@ -135,11 +149,15 @@ def _reading(source: Path | TextStream) -> Iterator[TextStream]:
         yield source
         return
     try:
-        stream = source.open(encoding="utf-8-sig", newline="\n")
+        stream = source.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error}", hint="check the path") from error
     with stream:
         yield stream
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
 
 
 @contextlib.contextmanager
@@ -148,7 +166,7 @@ def _writing(output: Path | TextStream) -> Iterator[TextStream]:
     if not isinstance(output, Path):
         yield output
         return
-    partial = output.with_name(f"{output.name}.partial")
+    partial = _partial(output)
     try:
         if output.is_dir():
             raise IsADirectoryError("it is a folder")

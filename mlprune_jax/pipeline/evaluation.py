@@ -20,7 +20,13 @@ from mlprune_jax.training.mesh import Layout
 
 
 def evaluate_folder(
-    path: Path, *, data: str | None = None, split: str = "dev", batch_size: int = 64, offline: bool = False
+    path: Path,
+    *,
+    data: str | None = None,
+    split: str = "dev",
+    skip_damaged: bool = False,
+    batch_size: int = 64,
+    offline: bool = False,
 ) -> dict[str, Any]:
     """Metrics of a finished model, dense or pruned, on any folder of its task.
 
@@ -28,6 +34,7 @@ def evaluate_folder(
         path: a finished run, or a model folder that a run wrote.
         data: where the data lies; unset: where the run's own lay.
         split: "train", "dev", or another split that has labels.
+        skip_damaged: leave damaged lines out and count them, as runs do with ``on_damaged: skip``.
         batch_size: examples per forward.
         offline: never ask the hub.
 
@@ -36,6 +43,8 @@ def evaluate_folder(
     """
     folder = model_folder(path)
     settings = known_task(folder)
+    if skip_damaged:
+        settings = settings.model_copy(update={"on_damaged": "skip"})
     source = data or _own_data(path)
     task, examples = load_splits(settings, source, (split,), offline=offline)
     loaded = load_pretrained(folder, num_labels=len(task.labels) or None, kind=task.kind)

@@ -52,7 +52,9 @@ class RunFolder:
         first_alone(self._check_unused)
 
     def _check_unused(self) -> None:
-        if self.root.exists() and (not self.root.is_dir() or any(path.name != LOCK for path in self.root.iterdir())):
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigError(f"{self.root} is a file", hint="choose a new folder with -o")
+        if self.root.exists() and any(path.name != LOCK for path in self.root.iterdir()):
             raise ConfigError(
                 f"{self.root} exists and is not empty",
                 hint=f"continue it with `mlprune resume {self.root}`, or choose another folder with -o",

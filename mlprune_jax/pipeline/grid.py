@@ -19,6 +19,7 @@ from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import BlockStage, HeadRowStage, Prune, RunConfig
 from mlprune_jax.config.yaml_text import read_yaml
 from mlprune_jax.errors import ConfigError
+from mlprune_jax.files import whole_path
 
 Axes = Mapping[str, Sequence[Any]]
 """The values of each varied setting, by its place: ``{"prune.density": [0.5, 0.2], "seed": [0, 1]}``."""
@@ -117,8 +118,7 @@ def dense_alone(config: RunConfig) -> RunConfig | None:
 
 def after_dense(config: RunConfig, dense: Path) -> RunConfig:
     """``config`` from the final model of its dense stage's run on; "pretrained" stays the model before that stage."""
-    before = Path(config.model).expanduser()
-    pretrained = str(before.resolve()) if before.exists() else config.model
+    pretrained = whole_path(config.model)
     stages = {}
     for name, stage in (("heads_rows", config.prune.heads_rows), ("blocks", config.prune.blocks)):
         named = {use: pretrained for use in ("start_from", "teacher") if getattr(stage, use) == "pretrained"}

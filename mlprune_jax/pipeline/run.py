@@ -19,9 +19,10 @@ from mlprune_jax.config.settings import PruneStage, RunConfig, TrainSettings
 from mlprune_jax.data.demo import write_demo
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError, Preempted
-from mlprune_jax.files import read_json
+from mlprune_jax.files import read_json, whole_path
 from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.manifest import write_manifest
+from mlprune_jax.models.class_order import in_task_order
 from mlprune_jax.models.pretrained import load_pretrained, resolve_model
 from mlprune_jax.models.tasks import TaskModel, init_params
 from mlprune_jax.pipeline.folder import RunFolder
@@ -76,6 +77,7 @@ def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = Fa
     """
     folder = RunFolder(workdir)
     folder.check_unused()
+    config = _found_from_anywhere(config)
     existed = workdir.exists()
     with folder.locked(), StopRequest() as stopping:
         try:
@@ -200,6 +202,7 @@ class _Run:
 
     def _load(self, folder: Path) -> tuple[Model, bool]:
         loaded = load_pretrained(folder, num_labels=self.num_labels, kind=self.task.kind, seed=self.config.seed)
+        loaded = in_task_order(loaded, self.task.label_spellings, folder)
         return Model(loaded.config, loaded.params), loaded.fresh_head
 
     def _stages(self) -> dict[str, TrainSettings]:
@@ -363,6 +366,19 @@ class _Run:
 
     def _save(self, path: Path, model: Model, masks: dict[str, Any] | None) -> None:
         first_alone(lambda: save_model(path, model, masks, config=self.config, task=self.task, base=self.base))
+
+
+def _found_from_anywhere(config: RunConfig) -> RunConfig:
+    """The same settings with whole paths, so that the run goes on, and its model is evaluated, from any folder."""
+    stages = {}
+    for name, stage in (("heads_rows", config.prune.heads_rows), ("blocks", config.prune.blocks)):
+        sources = {use: getattr(stage, use) for use in ("start_from", "teacher")}
+        folders = {use: whole_path(s) for use, s in sources.items() if s not in (None, "dense", "pretrained")}
+        stages[name] = stage.model_copy(update=folders)
+    whole = {"prune": config.prune.model_copy(update=stages)}
+    if config.model != "demo":
+        whole |= {"model": whole_path(config.model), "data": whole_path(config.data)}
+    return config.model_copy(update=whole)
 
 
 def _digest(config: RunConfig) -> str:

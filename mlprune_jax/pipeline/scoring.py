@@ -27,6 +27,9 @@ def score_split(
 ) -> dict[str, Any]:
     """The task's metrics, the mean loss and the number of examples of a labelled split.
 
+    Where there are some, also ``"skipped"``, damaged examples that were left out, and ``"truncated"``, those that were
+    too long and lost their end.
+
     Args:
         module: a task model, and ``params`` its parameters, whole on every process.
         encoded: the split; ``task`` what it is of, ``settings`` how it was encoded.
@@ -37,5 +40,8 @@ def score_split(
     forward = make_forward(module, layout)
     params = layout.place(params)
     if isinstance(encoded, Windows):
-        return evaluate_answers(forward, params, encoded, batches, settings)
-    return evaluate(forward, params, batches, task.metrics, task.kind)
+        scores = evaluate_answers(forward, params, encoded, batches, settings)
+    else:
+        scores = evaluate(forward, params, batches, task.metrics, task.kind)
+    counts = {"skipped": encoded.skipped, "truncated": encoded.truncated}
+    return scores | {name: count for name, count in counts.items() if count}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from mlprune_jax.config.settings import TaskSettings
@@ -13,6 +14,8 @@ from mlprune_jax.data.squad import Questions, SquadTask, load_squad
 from mlprune_jax.data.tasks import Examples, GlueTask, Task
 from mlprune_jax.data.windows import encode_windows
 from mlprune_jax.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 
 def load_splits(
@@ -31,6 +34,7 @@ def load_splits(
             str(settings.label_column),
             settings.labels or None,
             kind,
+            splits=splits,
             on_damaged=settings.on_damaged,
         )
     else:
@@ -40,7 +44,7 @@ def load_splits(
         if split not in examples or examples[split].labels is None:
             raise DataError(
                 f"{source}: split {split!r} of task {task.name!r} is absent or has no labels",
-                hint=f"use one of {', '.join(sorted(examples))}",
+                hint="use one that has labels: train and dev always do",
             )
     return task, {split: examples[split] for split in splits}
 
@@ -54,12 +58,17 @@ def _load_split(
 
 
 def encode_split(examples: Examples, tokenizer: Any, settings: TaskSettings, vocab_size: int) -> Encoded:
-    """Token ids of a split; of questions, `Windows`.
+    """Token ids of a split; of questions, `Windows`. The log says how many were too long.
 
     Raises:
         ModelError: the tokenizer knows more tokens than the model has embeddings.
     """
     check_vocabulary(tokenizer, vocab_size)
     if isinstance(examples, Questions):
-        return encode_windows(examples, tokenizer, **settings.windowing)
-    return encode(examples, tokenizer, max_length=settings.max_length)
+        encoded, limit = encode_windows(examples, tokenizer, **settings.windowing), "max_query_length"
+    else:
+        encoded, limit = encode(examples, tokenizer, max_length=settings.max_length), "max_length"
+    if encoded.truncated:
+        count = f"{encoded.truncated} of {len(examples)}"
+        _log.warning("%s: %s are longer than %s and lost their end", examples.source, count, limit)
+    return encoded

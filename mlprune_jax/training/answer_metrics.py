@@ -84,8 +84,7 @@ def evaluate_answers(
         settings: how answers are chosen.
 
     Returns:
-        As `score_answers`, with ``"loss"``, the mean over windows, ``"windows"``, and ``"skipped"``, damaged questions
-        that were left out of the split, where there are some.
+        As `score_answers`, with ``"loss"``, the mean over windows, and ``"windows"``.
     """
     answers = Answers(windows, **settings.answering)
     losses = []
@@ -98,5 +97,4 @@ def evaluate_answers(
     asked = windows.asked
     texts = {name: answers.answer(question).text for question, name in enumerate(asked.ids)}
     scores = score_answers(asked, texts, may_have_no_answer=settings.answering["null_threshold"] is not None)
-    scores |= {"loss": float(np.concatenate(losses).mean()), "windows": len(windows)}
-    return scores | ({"skipped": asked.skipped} if asked.skipped else {})
+    return scores | {"loss": float(np.concatenate(losses).mean()), "windows": len(windows)}

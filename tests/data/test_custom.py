@@ -45,6 +45,17 @@ def test_regression_and_pairs_from_named_files(tmp_path):
     assert ids(splits["train"]) == [np.float32(0.5)]
 
 
+def test_only_the_splits_that_are_asked_for_are_read(tmp_path):
+    """Found by review: a test file with placeholders for labels stopped the evaluation of the dev split."""
+    rows = "text\tlabel\na\tyes\nb\tno\n"
+    write(tmp_path, train_tsv=rows, dev_tsv=rows, test_tsv="text\tlabel\na\t-1\n")
+    with pytest.raises(DataError, match=r"test.tsv, line 2: .*holds '-1'"):
+        load_custom(tmp_path, "text", "label")
+    assert ids(load_custom(tmp_path, "text", "label", splits=["dev"])[1]["dev"]) == [1, 0]
+    (tmp_path / "train.tsv").write_text("damaged")
+    assert list(load_custom(tmp_path, "text", "label", ("no", "yes"), splits=["dev"])[1]) == ["dev"]
+
+
 def test_given_labels_keep_their_order_and_no_other_is_allowed(tmp_path):
     write(tmp_path, x_tsv="text\tlabel\na\tyes\nb\tno\n")
     task, splits = load_custom({"dev": tmp_path / "x.tsv"}, ["text"], "label", labels=("yes", "no"), metrics=("f1",))

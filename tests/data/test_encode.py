@@ -37,6 +37,14 @@ def test_the_longer_text_of_a_pair_is_cut(tokenizer):
     assert encoded.labels is None
 
 
+def test_what_was_cut_and_what_was_left_out_is_counted(tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK", 2)
+    texts = ["film", "its plot was not very good .", "its plot was", "its plot was bad"]
+    encoded = encode(Examples((texts,), None, "x", skipped=3), tokenizer, max_length=5)
+    assert encoded.lengths.tolist() == [3, 5, 5, 5]
+    assert (encoded.truncated, encoded.skipped) == (2, 3)
+
+
 def test_no_room_for_text(tokenizer):
     assert len(encode(Examples((["film"],), None, "x"), tokenizer, max_length=3)) == 1
     with pytest.raises(ConfigError, match=r"max_length 4 .*\n.*use 5 or more"):

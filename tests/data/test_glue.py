@@ -90,9 +90,9 @@ def test_labels_of_another_task_are_refused(folder):
         load_examples(GLUE["wnli"], folder / "rte", "train")
     file = folder / "STS-B"
     file.mkdir()
-    for bad in ("nan", "inf", "1e39", "high", ""):
+    for bad in ("nan", "inf", "1e39", "high", "", "5.1", "-1", "1_0"):
         (file / "dev.tsv").write_text(f"sentence1\tsentence2\tscore\na\tb\t1.5\na\tb\t{bad}\n")
-        with pytest.raises(DataError, match=r"line 3: .* wanted a finite number"):
+        with pytest.raises(DataError, match=r"line 3: .* wanted a number from 0 to 5"):
             load_examples(GLUE["stsb"], folder, "dev")
 
 
@@ -150,6 +150,10 @@ def test_unlabelled_rows_of_the_hub_and_its_own_label_names(monkeypatch, tmp_pat
     assert load_examples(GLUE["sst2"], "hub", "test").labels is None
     file.write_text('{"sentence": "a", "label": "positive"}\n')
     assert ids(load_examples(GLUE["sst2"], "hub", "dev")) == [1]
+    file.write_text('{"sentence1": "a", "sentence2": "b", "label": -1.0}\n')
+    assert load_examples(GLUE["stsb"], "hub", "test").labels is None
+    with pytest.raises(DataError, match=r"holds '-1.0', wanted a number from 0 to 5"):
+        load_examples(GLUE["stsb"], "hub", "dev")
     # Ids without names could be in any order, so they are not guessed at.
     file.write_text('{"sentence": "a", "label": 1}\n')
     with pytest.raises(DataError, match="wanted one of negative, positive"):

@@ -66,8 +66,8 @@ DAMAGED = [
     ({**SECOND, "id": 3}, "the question has no id"),
     ({k: v for k, v in SECOND.items() if k != "id"}, "the question has no id"),
     ("no object", "the question has no id"),
-    ({**SECOND, "question": " "}, "question 'b': its text is missing or blank"),
-    ({**SECOND, "question": "\ud800"}, "question 'b': its text is missing or blank"),
+    ({**SECOND, "question": " "}, "question 'b': its text is missing, blank or no valid text"),
+    ({**SECOND, "question": "\ud800"}, "question 'b': its text is missing, blank or no valid text"),
     ({**SECOND, "id": "a"}, "question 'a': its id was there before"),
     ({k: v for k, v in SECOND.items() if k != "answers"}, "question 'b': it has no list of answers"),
     ({**SECOND, "answers": []}, "question 'b': it has no answers"),
@@ -197,6 +197,8 @@ def test_the_hubs_rows(cached):
     assert load_squad(SQUAD["squad2"], "hub", "dev").answers == (("Rome",), ())
     with pytest.raises(DataError, match="line 1: not a question of SQuAD"):
         load_squad(SQUAD["squad"], "my/squad", "dev")
+    with pytest.raises(DataError, match=r"an answer to every question, so this is not SQuAD 2\.0"):
+        load_squad(SQUAD["squad2"], "rajpurkar/squad", "dev")
     with pytest.raises(DataError, match="network is off"):
         load_squad(SQUAD["squad"], "hub", "train")
 

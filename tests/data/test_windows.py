@@ -89,6 +89,7 @@ def test_find_tokens():
 def test_long_questions_lose_their_end(tokenizer):
     windows = encode_windows(asked(("the film is very , very good", "the plot")), tokenizer, **SIZES)
     assert windows.input_ids.tolist() == tokenizer("the film is very ,", "the plot")["input_ids"]
+    assert windows.truncated == 1
 
 
 def test_in_chunks_as_at_once(tokenizer, monkeypatch):

@@ -219,6 +219,23 @@ def test_predict_never_overwrites_its_input(command, folder, tmp_path):
     done = command("predict", folder, "-i", source, "-o", source)
     assert done.exit_code == 2
     assert source.read_text() == '{"sentence": "good"}\n'
+    source = source.rename(tmp_path / "out.jsonl.partial")  # where the output is collected
+    done = command("predict", folder, "-i", source, "--format", "jsonl", "-o", tmp_path / "out.jsonl")
+    assert done.exit_code == 2
+    assert source.read_text() == '{"sentence": "good"}\n'
+
+
+def test_predict_answers_what_stands_before_a_line_that_is_not_utf8(command, folder, tmp_path):
+    source = tmp_path / "in.tsv"
+    source.write_bytes(b"sentence\ngood\nbad\n\xff\ngood\n")
+    for given in ({"input": source.read_bytes()}, {}):
+        options = ("predict", folder, "-i", "-" if given else source, "--format", "tsv", "-q")
+        refused = command(*options, **given)
+        assert refused.exit_code == 3
+        assert "line 4: column 'sentence' is not UTF-8" in refused.stderr
+        assert [r["line"] for r in predictions_of(refused.stdout)] == [2, 3]
+        told = command(*options, "--skip-damaged", **given)
+        assert [r["line"] for r in predictions_of(told.stdout)] == [2, 3, 5]
 
 
 @pytest.mark.parametrize(
@@ -242,6 +259,7 @@ def test_predict_reads_standard_input_like_a_file(command, folder, given, table,
         (("-i", "nowhere.tsv"), 3, "no file 'nowhere.tsv'"),
         (("-i", "-", "--columns", "a,b,c"), 2, "one column or a pair"),
         (("-i", "-", "--columns", "wrong"), 3, "no column 'wrong'"),
+        (("-i", "-", "--columns", "a,b"), 2, "the model takes 1 columns (sentence), got a, b"),
         (("-i", "-", "--implementation", "triton"), 2, "needs an NVIDIA GPU"),
         (("-i", "-", "--dtype", "int4"), 2, "dtype must be one of"),
         (("-i", "-", "-o", "no/such/folder/x"), 3, "cannot be written"),

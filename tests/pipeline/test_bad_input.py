@@ -69,7 +69,7 @@ def test_the_untouched_input_is_accepted(refused, tmp_path):
         ("task=sst3", "no GLUE task 'sst3'"),
         ("prune.heads_rows.short_schedule=refuse", "thresholds start at 5 and must fall by"),
         ("prune.blocks.short_schedule=refuse", "thresholds start at 5 and must fall by"),
-        ("prune.blocks.teacher=headless", "prune.blocks.teacher 'headless' has no head for task demo"),
+        ("prune.blocks.teacher=headless", "headless' has no head for task demo"),
     ],
 )
 def test_wrong_settings(refused, tiny, tmp_path, override, told):
@@ -134,7 +134,7 @@ def without_tokenizer(path):
         ("data/dev.tsv", empty, "data/dev.tsv"),
         ("data/dev.tsv", wrong_label, "dev.tsv, line 2: column 'label' holds '2', wanted one of 0, 1"),
         ("model", shutil.rmtree, "'model'"),
-        ("model", without_model, "not a model folder: model has no config.json and no model.safetensors"),
+        ("model", without_model, "model has no config.json and no model.safetensors"),
         ("model/model.safetensors", truncate, "model/model.safetensors"),
         ("model", without_tokenizer, "model: no tokenizer.json or vocab.txt"),
     ],
@@ -178,6 +178,7 @@ def test_a_used_folder_stays_as_it_is(refused, tmp_path, more):
 
 def test_a_folder_that_cannot_be_made(refused, tmp_path):
     refused(2, "cannot make c.yaml/out", *prune(output="c.yaml/out"))
+    refused(2, "c.yaml is a file", *prune(output="c.yaml"))
 
 
 def test_resume_without_a_run(refused):
@@ -247,3 +248,15 @@ def test_eval_of_a_model_without_a_task(refused, tmp_path, mlprune, code, told):
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "mlprune": mlprune}))
     refused(code, told, "eval", "model", "--data", "data")
+
+
+def test_damaged_lines_are_counted_with_the_scores(refused, tmp_path):
+    """Found by review: the hint named a setting that evaluation has no way to set, and scores did not tell."""
+    with (tmp_path / "data" / "dev.tsv").open("a") as file:
+        file.write("too\tmany\tcolumns\n")
+    refused(3, "--skip-damaged", "eval", "model", "--data", "data")
+    told = CliRunner().invoke(app, ["eval", "model", "--data", "data", "--skip-damaged", "--json", "-q"])
+    assert told.exit_code == 0, told.stderr
+    scores = json.loads(told.stdout)
+    assert (scores["examples"], scores["skipped"]) == (24, 1)
+    assert "truncated" not in scores

@@ -119,7 +119,15 @@ def test_predict_names_what_is_damaged(finished, tmp_path):
     path.write_bytes(b"\xff\xfe")
     refused = CliRunner().invoke(app, ["predict", str(finished), "-i", str(path)])
     assert (refused.exit_code, refused.stdout) == (3, "")
-    assert "not UTF-8" in refused.stderr
+    assert "line 1: not UTF-8" in refused.stderr
+
+
+def test_predict_names_a_row_without_a_context(finished, tmp_path):
+    path = tmp_path / "in.tsv"
+    path.write_text("question\tcontext\nthe film\t \n")
+    refused = CliRunner().invoke(app, ["predict", str(finished), "-i", str(path)])
+    assert (refused.exit_code, refused.stdout) == (3, "")
+    assert "line 2: column 'context' is blank" in refused.stderr
 
 
 def test_damaged_questions_are_told_with_the_scores(finished, data, tmp_path):
@@ -130,12 +138,7 @@ def test_damaged_questions_are_told_with_the_scores(finished, data, tmp_path):
     refused = CliRunner().invoke(app, ["eval", str(finished), "--data", str(tmp_path)])
     assert refused.exit_code == 3
     assert "is not at answer_start" in refused.stderr
-    model = shutil.copytree(finished / "final", tmp_path / "model")
-    (model / "mlprune.manifest.json").unlink()
-    config = json.loads((model / "config.json").read_text())
-    config["mlprune"]["task"]["on_damaged"] = "skip"
-    (model / "config.json").write_text(json.dumps(config))
-    told = evaluate_folder(model, data=str(tmp_path))
+    told = evaluate_folder(finished, data=str(tmp_path), skip_damaged=True)
     assert (told["skipped"], told["examples"]) == (1, 19)
 
 

@@ -1,0 +1,44 @@
+"""A run starts from a model that other software fine-tuned, as it was meant there."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from mlprune_jax import pipeline
+from mlprune_jax.models.pretrained import load_pretrained, save_pretrained
+from mlprune_jax.pipeline.evaluation import evaluate_folder
+
+
+def test_its_classes_are_matched_by_name(tiny, tmp_path, monkeypatch):
+    """Found by review: an MNLI model of other software had its classes renamed, and none of them moved."""
+    loaded = load_pretrained(tiny.model, num_labels=2, kind="classification")
+    other = shutil.copytree(tiny.model, tmp_path / "other")
+    save_pretrained(other, loaded.config, loaded.params, kind="classification", labels=("1", "0"))
+
+    class SeenError(Exception):
+        pass
+
+    def stop(context, student, teacher):
+        raise SeenError(student.params["head"], teacher.params["head"])
+
+    monkeypatch.setattr(sys.modules["mlprune_jax.pipeline.run"], "head_row_stage", stop)
+    with pytest.raises(SeenError) as seen:
+        pipeline.run(tiny.config(model=str(other), dense={"enabled": False}), tmp_path / "run", quiet=True)
+    for head in seen.value.args:
+        np.testing.assert_array_equal(head["kernel"], loaded.params["head"]["kernel"][:, ::-1])
+
+
+def test_a_run_is_evaluated_and_goes_on_from_any_folder(tiny, tmp_path, monkeypatch):
+    """Found by review: "--data glue/SST-2" was stored so, and taken for a data set on the hub elsewhere."""
+    for name in ("model", "data"):
+        shutil.copytree(getattr(tiny, name), tmp_path / name)
+    prune = {"density": 1.0, "heads_rows": {"enabled": False}, "blocks": {"enabled": False}}
+    monkeypatch.chdir(tmp_path)
+    pipeline.run(tiny.config(model="model", data="data", prune=prune), tmp_path / "run", quiet=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate_folder(tmp_path / "run")["data"] == str(tmp_path / "data")
+    (tmp_path / "run" / "summary.json").unlink()
+    assert pipeline.resume(tmp_path / "run", quiet=True)["model"] == str(tmp_path / "model")
