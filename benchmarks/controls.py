@@ -4,7 +4,7 @@
         [--seeds 0,1] [--only NAME,NAME] [--json FILE]
 
 The config has one pruning stage. Each seed has a dense run, which all ways start from and learn from. Started again on
-the same folder, it goes on where it stopped; what is finished is only read.
+the same folder, it goes on where it stopped; what is finished, under the same settings, is only read.
 """
 
 import argparse
@@ -17,10 +17,18 @@ from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.files import read_json
 from mlprune_jax.pipeline import resume, run
-from mlprune_jax.pipeline.grid import after_dense, dense_alone
+from mlprune_jax.pipeline.grid import after_dense, dense_alone, with_whole_paths
 
-# Of every way all settings that make it one are named, so that none depends on what a config chose.
-LEARNED = {"densities": "learned", "clip": "weights", "two_sided": False, "score_init": "constant", "score_scale": 0}
+# Of every way all settings that make it one are named, so that none depends on what a config chose. Steps, rates and
+# strengths are the config's, the same for all.
+LEARNED = {
+    "densities": "learned",
+    "threshold_gradient": "sum",
+    "clip": "weights",
+    "two_sided": False,
+    "score_init": "constant",
+    "score_scale": 0,
+}
 EQUAL = LEARNED | {"densities": "equal"}
 SOFT = LEARNED | {"densities": "soft", "score_scale": 0.3, "two_sided": True}
 FISHER = {"score_init": "fisher", "score_scale": 0.5}
@@ -39,9 +47,12 @@ WAYS = {
 
 
 def finish(folder, config):
-    """The summary of a run in ``folder``: read, gone on with, or begun."""
+    """The summary of a run in ``folder``: read, gone on with, or begun; one of other settings is refused."""
+    stored = folder / "config.resolved.yaml"
+    if stored.exists() and load_config(RunConfig, stored).model_dump() != with_whole_paths(config).model_dump():
+        raise SystemExit(f"{folder} holds a run of other settings: choose another folder")
     if not (folder / "summary.json").exists():
-        if (folder / "config.resolved.yaml").exists():
+        if stored.exists():
             resume(folder)
         else:
             run(config, folder)

@@ -90,7 +90,8 @@ class PruneStage(TrainSettings):
         temperature: LEAP's sigmoid temperature of the thresholds; 1 is MLPruning.
         max_strength, min_strength, weak_strength, weak_below: the adaptive strength of the penalty.
         two_sided: also pull a density below the target back up.
-        ramp: shares of the learning steps between which the target falls from 1 to its value; null: at once.
+        ramp: shares of the learning steps between which the target falls from the density that the stage starts with to
+            its value; null: at once.
         steer_by_count: aim the penalty at the exact count (see `counted_budget`); false: at R, as published.
         final_cut: end with the cut to the largest count not above the target.
         recover: share of the epochs that comes after the cut and trains what is left, under a schedule of its own.
@@ -134,9 +135,17 @@ class PruneStage(TrainSettings):
         return self
 
     @model_validator(mode="after")
-    def _fisher_has_a_scale(self) -> PruneStage:
-        if self.score_init == "fisher" and self.score_scale == 0:
-            raise ValueError("score_init fisher spaces scores over -score_scale .. score_scale: a score_scale above 0")
+    def _spread_scores_have_a_scale(self) -> PruneStage:
+        if self.score_init in ("fisher", "uniform") and self.score_scale == 0:
+            raise ValueError(
+                f"score_init {self.score_init} spreads scores over -score_scale .. score_scale: a score_scale above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ramp_goes_on(self) -> PruneStage:
+        if self.ramp is not None and self.ramp[0] > self.ramp[1]:
+            raise ValueError(f"ramp {list(self.ramp)} ends before it begins")
         return self
 
     @property
@@ -322,4 +331,11 @@ class RunConfig(TaskSettings):
     def _geometry_given(self) -> RunConfig:
         if (self.model == "demo") != (self.geometry is not None):
             raise ValueError("model demo needs a geometry, and no other model takes one")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_teach(self) -> RunConfig:
+        for name, stage in (("heads_rows", self.prune.heads_rows), ("blocks", self.prune.blocks)):
+            if self.distillation is None and stage.enabled and stage.teacher is not None:
+                raise ValueError(f"prune.{name} names a teacher, and distillation is null: nothing would ask it")
         return self

@@ -15,7 +15,8 @@ import numpy as np
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.models.bert import activation
-from mlprune_jax.pruning.granularity import MATRICES, layer_path
+from mlprune_jax.pruning.granularity import HEAD, MATRICES, ROW, find_groups, layer_path
+from mlprune_jax.pruning.masks import spread
 from mlprune_jax.pruning.shrink import shrink
 
 Layer = dict[str, Any]
@@ -41,16 +42,16 @@ class _Coupling(NamedTuple):
     Attributes:
         writers: matrices that lose columns; the last one's column decides whether a feature is constant.
         reader: the matrix that loses rows.
-        mask: where `shrink` looks for what stays.
+        group: the heads' or the units' group in a layer, as `find_groups` names it.
     """
 
     writers: tuple[str, ...]
     reader: str
-    mask: str
+    group: str
 
 
-_HEADS = _Coupling(MATRICES[:3], MATRICES[3], MATRICES[0])
-_UNITS = _Coupling(MATRICES[4:5], MATRICES[5], MATRICES[4])
+_HEADS = _Coupling(MATRICES[:3], MATRICES[3], "attention")
+_UNITS = _Coupling(MATRICES[4:5], MATRICES[5], "ffn")
 
 
 def simplify(model: Masked) -> Masked:
@@ -66,7 +67,7 @@ def simplify(model: Masked) -> Masked:
         idle.
     """
     encoder, masks = dict(model.params["bert"]["encoder"]), dict(model.masks["bert"]["encoder"])
-    keep: dict[str, Any] = {}
+    keep: dict[str, np.ndarray] = {}
     for i in range(model.config.num_hidden_layers):
         name = layer_path(i)[-1]
         for coupling, unit in ((_HEADS, model.config.head_dim), (_UNITS, 1)):
@@ -75,12 +76,12 @@ def simplify(model: Masked) -> Masked:
                 continue
             encoder[name] = _fold_constants(encoder[name], idle, coupling, model.config)
             masks[name] = _cut_tiles(masks[name], encoder[name], ~idle, coupling)
-            keep.setdefault(name, {})
-            keep[name] |= _nested(coupling.mask, "bias", ~idle.reshape(-1, unit)[:, 0])
+            keep[f"{name}/{coupling.group}"] = ~idle.reshape(-1, unit)[:, 0]
     if not keep:
         return model
     params = {**model.params, "bert": {**model.params["bert"], "encoder": encoder}}
-    smaller, config = shrink(params, {"bert": {"encoder": keep}}, model.config)
+    groups = tuple(group for group in find_groups(model.config, (HEAD, ROW)) if group.name in keep)
+    smaller, config = shrink(params, spread(groups, keep), model.config)
     return Masked(smaller, {"bert": {"encoder": masks}}, config)
 
 
@@ -126,11 +127,6 @@ def _sides(layer: Layer, masks: Layer, name: str) -> tuple[int, int]:
 def _get(layer: Layer, name: str, leaf: str) -> np.ndarray:
     group, matrix = name.split("/")
     return np.asarray(layer[group][matrix][leaf])
-
-
-def _nested(name: str, leaf: str, value: Any) -> Layer:
-    group, matrix = name.split("/")
-    return {group: {matrix: {leaf: value}}}
 
 
 def _replaced(layer: Layer, name: str, leaf: str, value: Any) -> Layer:

@@ -135,6 +135,19 @@ def after_dense(config: RunConfig, dense: Path) -> RunConfig:
     )
 
 
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """The same settings with whole paths, so that the run goes on, and its model is evaluated, from any folder."""
+    stages = {}
+    for name, stage in (("heads_rows", config.prune.heads_rows), ("blocks", config.prune.blocks)):
+        sources = {use: getattr(stage, use) for use in ("start_from", "teacher")}
+        folders = {use: whole_path(s) for use, s in sources.items() if s not in (None, "dense", "pretrained")}
+        stages[name] = stage.model_copy(update=folders)
+    whole = {"prune": config.prune.model_copy(update=stages)}
+    if config.model != "demo":
+        whole |= {"model": whole_path(config.model), "data": whole_path(config.data)}
+    return config.model_copy(update=whole)
+
+
 def _add(runs: dict[str, SweepRun], run: SweepRun) -> None:
     if runs.setdefault(run.name, run).config != run.config:
         raise ConfigError(f"two different runs would be named {run.name}", hint="write one of the values differently")

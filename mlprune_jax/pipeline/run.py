@@ -14,18 +14,20 @@ from typing import Any
 
 import jax
 
+from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import PruneStage, RunConfig, TrainSettings
 from mlprune_jax.data.demo import write_demo
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError, Preempted
-from mlprune_jax.files import read_json, whole_path
+from mlprune_jax.files import read_json
 from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.manifest import write_manifest
 from mlprune_jax.models.class_order import in_task_order
 from mlprune_jax.models.pretrained import load_pretrained, resolve_model
 from mlprune_jax.models.tasks import TaskModel, init_params
 from mlprune_jax.pipeline.folder import RunFolder
+from mlprune_jax.pipeline.grid import with_whole_paths
 from mlprune_jax.pipeline.saving import save_model
 from mlprune_jax.pipeline.source import encode_split, load_splits
 from mlprune_jax.pipeline.stages import (
@@ -77,7 +79,7 @@ def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = Fa
     """
     folder = RunFolder(workdir)
     folder.check_unused()
-    config = _found_from_anywhere(config)
+    config = with_whole_paths(config)
     existed = workdir.exists()
     with folder.locked(), StopRequest() as stopping:
         try:
@@ -232,7 +234,20 @@ class _Run:
                         f"prune.{name}.teacher {source!r} has no head for task {self.task.name}: it cannot teach",
                         hint="name a model that was fine-tuned for the task, or none: the stage before teaches",
                     )
+                if use == "teacher" and source in given:
+                    self._check_teacher(name, source, given[source].config)
         return given
+
+    def _check_teacher(self, stage: str, source: str, teacher: ModelConfig) -> None:
+        """See that what distillation compares has the same sizes in a given teacher."""
+        own, distillation = self.start.config, self.config.distillation
+        sizes = [(config.num_hidden_layers, config.hidden_size) for config in (own, teacher)]
+        if distillation is not None and distillation.compares_layers and sizes[0] != sizes[1]:
+            raise ConfigError(
+                f"prune.{stage}.teacher {source} has {sizes[1][0]} layers of {sizes[1][1]} features, the student "
+                f"{sizes[0][0]} of {sizes[0][1]}: their layers cannot be compared",
+                hint="set distillation.hidden_weight and distillation.attention_weight to 0: logits alone can be",
+            )
 
     def _check_geometry(self) -> None:
         """Refuse before the first step what could not run in the last stage."""
@@ -292,7 +307,7 @@ class _Run:
         }
 
     def finish(self) -> dict[str, Any]:
-        """Run the stages that are not finished, then write and evaluate the final model."""
+        """Run the stages that are not finished, then write the last one's model as the final one."""
         reports: dict[str, dict[str, Any]] = {}
         prune = self.config.prune
         dense = self.start
@@ -312,8 +327,7 @@ class _Run:
             masks = load_masks(self.folder.stage("blocks"))
         self._save(self.folder.final, model, masks)
         first_alone(lambda: write_manifest(self.folder.final))
-        final, _ = self._load(self.folder.final)
-        summary = summarize(self.config, self.task, final, masks, score(self.context, final), reports)
+        summary = summarize(self.config, self.task, reports)
         summary["seconds"] = round(sum(report["seconds"] for report in reports.values()), 1)
         self.folder.close(summary)
         return summary
@@ -366,19 +380,6 @@ class _Run:
 
     def _save(self, path: Path, model: Model, masks: dict[str, Any] | None) -> None:
         first_alone(lambda: save_model(path, model, masks, config=self.config, task=self.task, base=self.base))
-
-
-def _found_from_anywhere(config: RunConfig) -> RunConfig:
-    """The same settings with whole paths, so that the run goes on, and its model is evaluated, from any folder."""
-    stages = {}
-    for name, stage in (("heads_rows", config.prune.heads_rows), ("blocks", config.prune.blocks)):
-        sources = {use: getattr(stage, use) for use in ("start_from", "teacher")}
-        folders = {use: whole_path(s) for use, s in sources.items() if s not in (None, "dense", "pretrained")}
-        stages[name] = stage.model_copy(update=folders)
-    whole = {"prune": config.prune.model_copy(update=stages)}
-    if config.model != "demo":
-        whole |= {"model": whole_path(config.model), "data": whole_path(config.data)}
-    return config.model_copy(update=whole)
 
 
 def _digest(config: RunConfig) -> str:

@@ -232,8 +232,10 @@ def _learn(
     rate = threshold_rate(settings, cost, target, steps)
     if settings.steer_by_count:
         budget, aim = counted_budget(cost, temperature=temperature, soft=soft), target
+        start = density(cost, {group.name: group.size for group in cost.groups})
     else:
         budget, aim = (lambda logits: cost.budget(logits, temperature)), _published_target(cost, target)
+        start = 1.0
     params, frozen = split_frozen(student.params, freeze_embeddings=settings.freeze_embeddings)
     trained = {
         "params": params,
@@ -241,7 +243,7 @@ def _learn(
     }
     if not soft:
         trained["thresholds"] = init_thresholds(cost.groups, settings.threshold_start)
-    optimizer = pruning_optimizer(settings, steps, budget, aim, rate)
+    optimizer = pruning_optimizer(settings, steps, budget, aim, rate, start=start)
     trained = _train(
         context,
         stage,

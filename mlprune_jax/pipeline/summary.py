@@ -9,7 +9,6 @@ import numpy as np
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.data.tasks import Task
-from mlprune_jax.pipeline.stages import Model
 from mlprune_jax.pruning.density import dense_size, encoder_size
 from mlprune_jax.pruning.granularity import layer_path, matrix_shapes
 
@@ -66,22 +65,16 @@ def _layer_tiles(config: ModelConfig, masks: dict[str, Any] | None, layer: int) 
     return found
 
 
-def summarize(
-    config: RunConfig,
-    task: Task,
-    model: Model,
-    masks: dict[str, Any] | None,
-    metrics: dict[str, Any],
-    stages: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
-    """The content of ``summary.json``."""
+def summarize(config: RunConfig, task: Task, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The content of ``summary.json``; the final model is the last stage's, so what was found of that holds for it."""
+    *_, last = stages.values()
     return {
         "task": task.name,
         "model": config.model,
         "seed": config.seed,
         "target_density": config.prune.density,
         "metric": task.metrics[0],
-        "final": metrics | describe_model(model.config, masks),
+        "final": {k: v for k, v in last.items() if k not in ("seconds", "trainings")},
         "stages": {
             name: {k: v for k, v in report.items() if k not in ("layers", "trainings")}
             for name, report in stages.items()

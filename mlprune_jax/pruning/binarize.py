@@ -79,12 +79,13 @@ def _forward(scores, threshold, temperature, threshold_gradient):
 
 def _backward(temperature, threshold_gradient, saved, upstream):
     mask, threshold, order, kept = saved
+    wide = upstream.astype(threshold.dtype)  # a sum over all units, in the precision of what it is for
     if threshold_gradient == "sum":
-        return upstream, jnp.sum(upstream * mask)
+        return upstream, jnp.sum(wide * mask)
     n = order.size
     width, rank = max(round(WINDOW * n), 1), jnp.arange(n)
-    near = ((kept - width <= rank) & (rank < kept + width)).astype(upstream.dtype)
-    worth = jnp.sum(upstream.T.ravel()[order] * near) / jnp.sum(near)
+    near = ((kept - width <= rank) & (rank < kept + width)).astype(wide.dtype)
+    worth = jnp.sum(wide.T.ravel()[order] * near) / jnp.sum(near)
     return upstream, worth * n * jax.grad(jax.nn.sigmoid)(threshold / temperature) / temperature
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.pruning.binarize import kept_units, positive_units
-from mlprune_jax.pruning.granularity import BlockShape, Group, matrix_shapes
+from mlprune_jax.pruning.granularity import HEAD, ROW, BlockShape, Group, find_groups, matrix_shapes
 
 Number = Any  # int, float or a traced scalar: the same polynomial serves all three
 Fractions = Mapping[str, Number]
@@ -72,13 +72,17 @@ class HeadRowCost:
 
     Attributes:
         config: the model before this stage.
-        groups: its head and row groups.
+        groups: its head and row groups, of `HEAD` and `ROW` alone.
         block_shape: where a block stage follows, kept units are rounded up until its tiles cover every matrix.
     """
 
     config: ModelConfig
     groups: tuple[Group, ...]
     block_shape: BlockShape | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.groups) - set(find_groups(self.config, (HEAD, ROW))):
+            raise ConfigError(f"no price for {_names(unknown)}: neither heads nor rows of this model")
 
     def budget(self, logits: Logits, temperature: float = 1.0) -> Float[Array, ""]:
         """R of step 1: expected kernel weights over this model's, each fraction floored at one unit."""
@@ -106,6 +110,10 @@ class BlockCost:
     config: ModelConfig
     groups: tuple[Group, ...]
 
+    def __post_init__(self) -> None:
+        if unknown := {group for group in self.groups if len(group.unit) != 2}:
+            raise ConfigError(f"no price for {_names(unknown)}: no tiles")
+
     def budget(self, logits: Logits, temperature: float = 1.0) -> Float[Array, ""]:
         """R of step 2: expected tiles over this model's tiles."""
         expected = expected_fractions(self.groups, logits, temperature)
@@ -122,6 +130,10 @@ class BlockCost:
 
 
 Cost = HeadRowCost | BlockCost
+
+
+def _names(groups: set[Group]) -> str:
+    return ", ".join(sorted(group.name for group in groups))[:200]
 
 
 def expected_fractions(groups: tuple[Group, ...], logits: Logits, temperature: float) -> dict[str, Float[Array, ""]]:

@@ -1,7 +1,7 @@
 """What can be pruned, as data: which matrices, in units of which size, cut together with which others.
 
 A `Granularity` names the matrices of one layer and the size of a unit; `find_groups` lays it over a model and gives
-one `Group` per score vector. Adding a kind (columns, whole layers) means adding a value, not a class.
+one `Group` per score vector. Another kind (columns, whole layers) is another value here, and its price in `density`.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def find_groups(config: ModelConfig, granularities: tuple[Granularity, ...]) -> 
     """All groups of a model, layer by layer.
 
     Raises:
-        ConfigError: a unit does not divide its matrix.
+        ConfigError: a unit does not divide its matrix, or two groups cut the same parameter.
     """
-    groups = []
+    groups: list[Group] = []
     for i, layer_shape in enumerate(config.layer_shapes):
         shapes = matrix_shapes(config, layer_shape)
         for granularity in granularities:
@@ -114,6 +114,13 @@ def find_groups(config: ModelConfig, granularities: tuple[Granularity, ...]) -> 
                 units = tuple(axis // size for axis, size in zip(axes, unit, strict=True))
                 leaves = tuple((*layer_path(i), *m.split("/"), part) for m in matrices for part in parts)
                 groups.append(Group(f"layer_{i}/{name}", leaves, units, unit))
+    cut = [leaf for group in groups for leaf in group.leaves]
+    if len(set(cut)) < len(cut):
+        twice = next(leaf for leaf in cut if cut.count(leaf) > 1)
+        raise ConfigError(
+            f"two groups cut {'/'.join(twice)}, which has one mask",
+            hint="prune heads and rows first, `shrink`, then prune blocks of what is left",
+        )
     return tuple(groups)
 
 

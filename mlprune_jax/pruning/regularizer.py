@@ -39,30 +39,31 @@ def adaptive_strength(
     penalty: Scalar,
     target: Scalar | float,
     *,
-    max_strength: float = 20000.0,
-    min_strength: float = 50.0,
-    weak_strength: float = 10.0,
-    weak_below: float = 3e-4,
+    max_strength: float | Scalar = 20000.0,
+    min_strength: float | Scalar = 50.0,
+    weak_strength: float | Scalar = 10.0,
+    weak_below: float | Scalar = 3e-4,
 ) -> Scalar:
     """The strength lambda: ``max_strength`` where everything is kept, falling with the penalty itself.
 
     ``max(max_strength * penalty / (1 - target)^2, min_strength)``, and ``weak_strength`` where the penalty is below
-    ``weak_below``; no gradient flows through it. 0 for a target of 1, which asks for nothing.
+    ``weak_below``; no gradient flows through it. 0 for a target of 1, which asks for nothing. Below a target near 1 the
+    first would have no bound: there it is ``max_strength``.
     """
     room = jnp.square(1.0 - jnp.asarray(target, jnp.float32))
-    scaled = max_strength * penalty / jnp.where(room > 0, room, 1.0)
+    scaled = max_strength * jnp.minimum(penalty / jnp.where(room > 0, room, 1.0), 1.0)
     strength = jnp.where(penalty < weak_below, weak_strength, jnp.maximum(scaled, min_strength))
     return jax.lax.stop_gradient(jnp.where(room > 0, strength, 0.0))
 
 
 def add_density_penalty(
     budget: Callable[[Any], Scalar],
-    target: float | optax.Schedule,
+    target: float | Scalar | optax.Schedule,
     *,
-    max_strength: float = 20000.0,
-    min_strength: float = 50.0,
-    weak_strength: float = 10.0,
-    weak_below: float = 3e-4,
+    max_strength: float | Scalar = 20000.0,
+    min_strength: float | Scalar = 50.0,
+    weak_strength: float | Scalar = 10.0,
+    weak_below: float | Scalar = 3e-4,
     two_sided: bool = False,
     key: str | None = "thresholds",
 ) -> optax.GradientTransformation:
@@ -80,7 +81,8 @@ def add_density_penalty(
         weak_strength: strength below that.
         weak_below: penalty below which ``weak_strength`` holds.
         two_sided: also pull a budget below the target back up.
-        key: where the thresholds lie in the optimised tree (a mapping); ``None``: the tree is the thresholds.
+        key: where the thresholds lie in the optimised tree (a mapping); ``None``: the tree is the thresholds. Inside
+            `optax.multi_transform` the tree keeps its form, so the key stays.
 
     Returns:
         A transform whose update needs ``params``; its state is a `DensityPenaltyState`.
@@ -93,7 +95,7 @@ def add_density_penalty(
 
     Reference: arXiv 2105.14636v1, section 3.
     """
-    if not callable(target) and not 0 < target <= 1:
+    if isinstance(target, int | float) and not 0 < target <= 1:  # not a traced one, as of `optax.inject_hyperparams`
         raise ConfigError(f"target density must lie in (0, 1], got {target}")
     strengths = dict(
         max_strength=max_strength, min_strength=min_strength, weak_strength=weak_strength, weak_below=weak_below
@@ -101,8 +103,8 @@ def add_density_penalty(
 
     def init(params: Any) -> DensityPenaltyState:
         thresholds = params if key is None else params[key]
-        zero = jnp.zeros((), jnp.float32)
-        return DensityPenaltyState(jnp.zeros((), jnp.int32), budget(thresholds), zero, zero)
+        penalty, strength = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)  # two: each may be donated
+        return DensityPenaltyState(jnp.zeros((), jnp.int32), budget(thresholds), penalty, strength)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, DensityPenaltyState]:
         if params is None:
@@ -120,6 +122,6 @@ def add_density_penalty(
         own = updates if key is None else updates[key]
         own = jax.tree.map(lambda u, g: u + g.astype(u.dtype), own, gradient)
         state = DensityPenaltyState(jnp.asarray(optax.safe_increment(state.updates)), *report)
-        return (own if key is None else {**updates, key: own}), state
+        return (own if key is None else type(updates)({**updates, key: own})), state
 
     return optax.GradientTransformation(init, update)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.pruning.granularity import layer_path, matrix_shapes
+from mlprune_jax.pruning.granularity import HEAD, ROW, Group, Path, find_groups, layer_path
 from mlprune_jax.pruning.masks import Masks, Params
 
 Ids = np.ndarray
@@ -31,46 +32,49 @@ def shrink(params: Params, masks: Masks, config: ModelConfig) -> tuple[dict[str,
         Smaller parameters (numpy) and the geometry that runs them; its ids are those of the dense model.
 
     Raises:
-        ConfigError: a mask that keeps nothing, or that has not one entry per unit.
+        ConfigError: a mask that keeps nothing, that has not one entry per unit, or that is none of heads or rows (tiles
+            cannot be removed); masks of one group that differ, or a kernel's mask without its bias's.
     """
     layers, encoder = [], dict(params["bert"]["encoder"])
+    groups = {group.name: group for group in find_groups(config, (HEAD, ROW))}
+    found = {path: mask for path, mask in flatten_dict(dict(masks)).items() if mask is not None}
     for i, shape in enumerate(config.layer_shapes):
         name = layer_path(i)[-1]
-        kept = _kept_units(masks, config, i)
+        kept = _kept_units(found, groups, i)
         encoder[name] = _shrink_layer(encoder[name], kept, config.head_dim)
         layers.append(LayerShape(**{part: _compose(getattr(shape, part), ids) for part, ids in kept.items()}))
+    if found:
+        raise ConfigError(
+            f"no head, row or FFN unit of this model is cut by the mask of {'/'.join(next(iter(found)))}",
+            hint="tiles stay where they are: `apply_masks` zeroes them, and only whole heads and rows can leave",
+        )
     smaller = {**params, "bert": {**params["bert"], "encoder": encoder}}
     dense = all(shape == LayerShape() for shape in layers)
     return smaller, config.model_copy(update={"layers": () if dense else tuple(layers)})
 
 
-def _kept_units(masks: Masks, config: ModelConfig, layer: int) -> dict[str, Ids | None]:
-    """Positions kept in each part of a layer; ``None`` where nothing is removed."""
-    shapes = matrix_shapes(config, config.layer_shapes[layer])
-    places = {
-        "heads": ("attention/query", config.head_dim),
-        "attention_output": ("attention/output", 1),
-        "ffn": ("ffn/intermediate", 1),
-        "ffn_output": ("ffn/output", 1),
-    }
+def _kept_units(found: dict[Path, Any], groups: Mapping[str, Group], layer: int) -> dict[str, Ids | None]:
+    """Positions kept in each part of a layer, ``None`` where nothing is removed; their masks leave ``found``."""
+    parts = {"heads": "attention", "attention_output": "attention_output", "ffn": "ffn", "ffn_output": "ffn_output"}
     kept: dict[str, Ids | None] = {}
-    for part, (matrix, unit) in places.items():
-        mask = _find(masks, (*layer_path(layer), *matrix.split("/"), "bias"))
-        if mask is not None and (np.shape(mask) != (shapes[matrix][1] // unit,) or not np.any(mask)):
-            raise ConfigError(
-                f"layer {layer}: the mask of {part} needs {shapes[matrix][1] // unit} entries, one of them True at "
-                f"least; got shape {np.shape(mask)} with {int(np.sum(mask))} True"
-            )
-        kept[part] = None if mask is None or np.all(mask) else np.flatnonzero(mask)
+    for part, name in parts.items():
+        group = groups[f"layer_{layer}/{name}"]
+        masks = {leaf: np.asarray(found.pop(leaf)) for leaf in group.leaves if leaf in found}
+        kept[part] = _same_positions(masks, group, f"layer {layer}: the mask of {part}") if masks else None
     return kept
 
 
-def _find(tree: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        if not isinstance(tree, Mapping) or key not in tree:
-            return None
-        tree = tree[key]
-    return tree
+def _same_positions(masks: dict[Path, np.ndarray], group: Group, what: str) -> Ids | None:
+    first, *others = masks.values()
+    if len(masks) < len(group.leaves) or not all(np.array_equal(first, other) for other in others):
+        leaves = ", ".join("/".join(leaf) for leaf in group.leaves)
+        raise ConfigError(f"{what} must be there, and be the same, for all of {leaves}")
+    if first.shape != group.units or not first.any():
+        raise ConfigError(
+            f"{what} needs {group.size} entries, one of them True at least; got shape {first.shape} with "
+            f"{int(first.sum())} True"
+        )
+    return None if first.all() else np.flatnonzero(first)
 
 
 def _compose(before: tuple[int, ...] | None, kept: Ids | None) -> tuple[int, ...] | None:

@@ -36,10 +36,12 @@ def threshold_rate(settings: PruneStage, cost: Cost, target: float, steps: int) 
         steps: of the stage.
 
     Raises:
-        ConfigError: too few steps and ``short_schedule`` is "refuse", or a target that cannot be reached at all.
+        ConfigError: too few steps and ``short_schedule`` is "refuse", for thresholds or for soft scores, or a target
+            that cannot be reached at all.
     """
     check_reachable(cost, target)
     if settings.densities == "soft":
+        _check_soft_scores(settings, steps)
         return 0.0
     way = settings.threshold_start - target_logit(cost, target, settings.temperature)
     rate = settings.threshold_learning_rate
@@ -57,3 +59,17 @@ def threshold_rate(settings: PruneStage, cost: Cost, target: float, steps: int) 
         )
     _log.warning("%s; raised to %.2g", reason, needed)
     return needed
+
+
+def _check_soft_scores(settings: PruneStage, steps: int) -> None:
+    """Say, or refuse, that scores are too far above 0 to fall below it; their rate is not mended, which orders them."""
+    rate = settings.score_learning_rate
+    if settings.score_scale <= rate * steps / 2 or settings.short_schedule == "allow":
+        return
+    reason = (
+        f"scores start at {settings.score_scale:g} and go when they fall below 0, but {steps} steps at a peak learning "
+        f"rate of {rate:g} move them by {rate * steps / 2:.2g} at most: the final cut would choose alone"
+    )
+    if settings.short_schedule == "refuse":
+        raise ConfigError(reason, hint="lower score_scale, raise score_learning_rate, or train longer")
+    _log.warning("%s", reason)

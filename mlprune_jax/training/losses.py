@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mlprune_jax.config.settings import Distillation
+from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.tasks import Kind, Outputs
 
 Scalar = Float[Array, ""]
@@ -82,11 +85,13 @@ def distillation_loss(
     attention_mask: Int[Array, "B L"],
     settings: Distillation,
     kind: Kind = "classification",
+    *,
+    same_heads: Sequence[bool] | None = None,
 ) -> dict[str, Scalar]:
     """The weighted terms that pull a student to its teacher.
 
     Logits' divergence, plus the sums over layers (the embeddings' output included) of hidden-state distances and of
-    attention distances. A layer's attention counts only where both models have the same number of heads.
+    attention distances. A layer's attention counts only where both models have the same heads.
 
     Args:
         student: outputs with hidden states and attentions, as far as their weights are not 0.
@@ -94,20 +99,31 @@ def distillation_loss(
         attention_mask: 1 for real tokens.
         settings: weights, temperature and how distances are averaged.
         kind: of the task.
+        same_heads: of each layer, whether both models have the same heads; unset: where they have as many.
 
     Returns:
         ``{"logit", "hidden", "attention"}``, each already weighted.
 
+    Raises:
+        ConfigError: a term has a weight, and a model's outputs lack what it compares.
+
     Reference: arXiv 2105.14636v1, section 3.
     """
+    for name, weight in (("hidden_states", settings.hidden_weight), ("attentions", settings.attention_weight)):
+        if weight and not all(getattr(outputs.encoded, name) for outputs in (student, teacher)):
+            raise ConfigError(
+                f"distillation weighs {name} by {weight:g}, but the outputs of student or teacher have none",
+                hint="run both models with hidden=True and attention=True, or set the weight to 0",
+            )
     weights = jnp.ones(attention_mask.shape) if settings.average == "all" else attention_mask.astype(jnp.float32)
     hidden = zip(student.encoded.hidden_states, teacher.encoded.hidden_states, strict=True)
-    attention = zip(student.encoded.attentions, teacher.encoded.attentions, strict=True)
+    maps = list(zip(student.encoded.attentions, teacher.encoded.attentions, strict=True))
+    same = [s.shape == t.shape for s, t in maps] if same_heads is None else same_heads
     zero = jnp.zeros(())
     logit = logit_divergence(student.logits, teacher.logits, settings.temperature, kind, attention_mask)
     return {
         "logit": settings.logit_weight * logit,
         "hidden": settings.hidden_weight * sum((hidden_distance(s, t, weights) for s, t in hidden), zero),
         "attention": settings.attention_weight
-        * sum((attention_distance(s, t, weights) for s, t in attention if s.shape == t.shape), zero),
+        * sum((attention_distance(*pair, weights) for pair, alike in zip(maps, same, strict=False) if alike), zero),
     }

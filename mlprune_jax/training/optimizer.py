@@ -24,15 +24,17 @@ def linear_schedule(peak: float, warmup: float, steps: int) -> optax.Schedule:
     )
 
 
-def ramped_target(target: float, ramp: tuple[float, float] | None, steps: int) -> float | optax.Schedule:
-    """The target itself, or its cubic fall from 1 between two shares of the steps."""
+def ramped_target(
+    target: float, ramp: tuple[float, float] | None, steps: int, start: float = 1.0
+) -> float | optax.Schedule:
+    """The target itself, or its cubic fall from ``start``, what there is, between two shares of the steps."""
     if ramp is None:
         return target
-    start, end = (share * steps for share in ramp)
+    first, last = (share * steps for share in ramp)
 
     def schedule(count: ArrayLike) -> Array:
-        done = jnp.clip((jnp.asarray(count, jnp.float32) - start) / max(end - start, 1.0), 0.0, 1.0)
-        return 1.0 - (1.0 - target) * (1.0 - (1.0 - done) ** 3)
+        done = jnp.clip((jnp.asarray(count, jnp.float32) - first) / max(last - first, 1.0), 0.0, 1.0)
+        return start - (start - target) * (1.0 - (1.0 - done) ** 3)
 
     return schedule
 
@@ -53,9 +55,9 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def weight_optimizer(settings: TrainSettings, steps: int) -> optax.GradientTransformation:
-    """AdamW under the stage's schedule, unclipped."""
+    """AdamW under the stage's schedule, unclipped; biases and layer norms do not decay."""
     rate = linear_schedule(settings.learning_rate, settings.warmup, steps)
-    return optax.adamw(rate, eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
+    return optax.adamw(rate, eps=settings.adam_epsilon, weight_decay=settings.weight_decay, mask=_matrices)
 
 
 def plain_optimizer(settings: TrainSettings, steps: int) -> optax.GradientTransformation:
@@ -64,9 +66,13 @@ def plain_optimizer(settings: TrainSettings, steps: int) -> optax.GradientTransf
 
 
 def pruning_optimizer(
-    settings: PruneStage, steps: int, budget: Budget, target: float, threshold_rate: float
+    settings: PruneStage, steps: int, budget: Budget, target: float, threshold_rate: float, *, start: float = 1.0
 ) -> optax.GradientTransformation:
-    """Penalty, then clip, then AdamW; for trees ``{"params", "scores", "thresholds"}``, or soft without the last."""
+    """Penalty, then clip, then AdamW; for trees ``{"params", "scores", "thresholds"}``, or soft without the last.
+
+    ``start`` is the budget with everything kept, which the target falls from: a two-sided penalty would hold all units
+    where they are until the target came down to it.
+    """
     clip = clip_by_global_norm(settings.max_grad_norm)
     one_norm = settings.clip == "all"
     rates = {"scores": settings.score_learning_rate}
@@ -74,7 +80,7 @@ def pruning_optimizer(
         rates["thresholds"] = threshold_rate
     penalty = add_density_penalty(
         budget,
-        ramped_target(target, settings.ramp, steps),
+        ramped_target(target, settings.ramp, steps, start),
         max_strength=settings.max_strength,
         min_strength=settings.min_strength,
         weak_strength=settings.weak_strength,
@@ -97,6 +103,10 @@ def pruning_optimizer(
 def steered(settings: PruneStage) -> str:
     """Which part of the trained tree decides how many units stay."""
     return "scores" if settings.densities == "soft" else "thresholds"
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def _average(gradients: Any, _params: Any) -> Any:

@@ -57,6 +57,9 @@ def make_train_step(
     wants_hidden = teacher is not None and distillation is not None and distillation.hidden_weight > 0
     wants_attention = teacher is not None and distillation is not None and distillation.attention_weight > 0
 
+    layers = zip(model.config.layer_shapes, teacher.config.layer_shapes, strict=False) if teacher is not None else ()
+    same_heads = [own.heads == other.heads for own, other in layers]
+
     masks_of = partial(compute_masks, groups, temperature=temperature, threshold_gradient=threshold_gradient)
     run = partial(run_model, hidden=wants_hidden, attention=wants_attention)
 
@@ -69,7 +72,9 @@ def make_train_step(
         if teacher is not None and distillation is not None:
             target = jax.lax.stop_gradient(run(teacher, fixed.teacher, batch))
             terms["task"] = distillation.task_weight * terms["task"]
-            terms |= distillation_loss(outputs, target, batch["attention_mask"], distillation, model.kind)
+            terms |= distillation_loss(
+                outputs, target, batch["attention_mask"], distillation, model.kind, same_heads=same_heads
+            )
         return sum(terms.values(), jnp.zeros(())), terms
 
     gradients = jax.value_and_grad(loss, has_aux=True)

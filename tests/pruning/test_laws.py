@@ -114,8 +114,58 @@ def test_shrinking_twice_keeps_ids_of_the_dense_model(params, scores):
 def test_shrink_refuses_masks_that_do_not_fit(params):
     masks = masks_keeping(HEAD_ROW, init_scores(HEAD_ROW), FULL)
     masks["bert"]["encoder"]["layer_1"]["ffn"]["output"]["bias"] = np.zeros(32, bool)
-    with pytest.raises(ConfigError, match="layer 1: the mask of ffn_output"):
+    with pytest.raises(ConfigError, match="layer 1: the mask of ffn_output must be there, and be the same, for all"):
         shrink(params, masks, CONFIG)
+    masks["bert"]["encoder"]["layer_1"]["ffn"]["output"]["kernel"] = np.zeros(32, bool)
+    with pytest.raises(ConfigError, match="layer 1: the mask of ffn_output needs 32 entries, one of them True"):
+        shrink(params, masks, CONFIG)
+
+
+def _lacks_a_bias(encoder):
+    del encoder["layer_0"]["ffn"]["output"]["bias"]
+
+
+def _keys_of_other_heads(encoder):
+    encoder["layer_0"]["attention"]["key"]["kernel"] = np.array([True, False, True, True])
+
+
+def _a_layer_too_many(encoder):
+    encoder["layer_7"] = encoder["layer_1"]
+
+
+def _tiles(encoder):
+    encoder["layer_0"]["attention"]["output"]["kernel"] = np.ones((4, 4), bool)
+
+
+@pytest.mark.parametrize("spoil", [_lacks_a_bias, _keys_of_other_heads, _a_layer_too_many, _tiles])
+def test_shrink_passes_over_no_mask(params, spoil):
+    """Found by review: what it had no use for changed nothing, and nobody was told."""
+    masks = masks_keeping(HEAD_ROW, init_scores(HEAD_ROW), {**FULL, "layer_0/ffn_output": 9})
+    spoil(masks["bert"]["encoder"])
+    with pytest.raises(ConfigError, match=r"must be there, and be the same|is cut by the mask of bert/encoder/layer_7"):
+        shrink(params, masks, CONFIG)
+
+
+def test_tile_masks_alone_are_nothing_to_shrink_by(params):
+    groups = find_groups(CONFIG, (block((8, 8)),))
+    masks = masks_keeping(groups, init_scores(groups), {g.name: 1 for g in groups})
+    with pytest.raises(ConfigError, match="must be there, and be the same"):
+        shrink(params, masks, CONFIG)
+
+
+def test_groups_of_the_same_parameter_are_refused():
+    with pytest.raises(ConfigError, match="two groups cut bert/encoder/layer_0/attention/query/kernel"):
+        find_groups(CONFIG, (HEAD, block((8, 8))))
+
+
+def test_units_without_a_price_are_refused():
+    units = Granularity("unit", {"units": ("ffn/intermediate",)}, (1,), cuts_bias=True)
+    with pytest.raises(ConfigError, match="no price for layer_0/units, layer_1/units"):
+        HeadRowCost(CONFIG, find_groups(CONFIG, (units,)))
+    with pytest.raises(ConfigError, match="no price for layer_0/attention/key, "):
+        HeadRowCost(CONFIG, find_groups(CONFIG, (block((8, 8)),)))
+    with pytest.raises(ConfigError, match=r"no price for layer_0/attention, .*no tiles"):
+        BlockCost(CONFIG, HEAD_ROW)
 
 
 @given(st.integers(1, 40), st.floats(-12, 12), st.integers(0, 3), st.booleans())

@@ -1,5 +1,6 @@
 """The density penalty as an optax transform."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +38,29 @@ def test_below_the_target_only_the_two_sided_form_pulls_back(two_sided, pulls):
     transform = add_density_penalty(budget, 0.95, two_sided=two_sided)
     updates, _ = transform.update(GRADS, transform.init(PARAMS), PARAMS)
     assert bool((updates["thresholds"]["t"] < 0).all()) == pulls
+
+
+def test_far_below_a_target_near_one_the_strength_is_bounded():
+    """Found by review: in a step or two it filled Adam's second moments for the rest of a stage."""
+    transform = add_density_penalty(budget, 0.9999, two_sided=True)
+    _, state = transform.update(GRADS, transform.init(PARAMS), PARAMS)
+    assert state.strength == 20000
+
+
+@jax.numpy_dtype_promotion("standard")  # optax asks for it
+def test_works_inside_the_wrappers_of_optax():
+    """Found by review: a buffer donated twice, a traced target, another kind of mapping."""
+    several = optax.MultiSteps(optax.chain(add_density_penalty(budget, 0.5), optax.sgd(1.0)), 2)
+    step = jax.jit(lambda params, state: several.update(GRADS, state, params), donate_argnums=1)
+    updates, state = step(PARAMS, several.init(PARAMS))
+    assert not updates["thresholds"]["t"].any()
+    assert step(PARAMS, state)[0]["thresholds"]["t"].all()
+    injected = optax.inject_hyperparams(add_density_penalty, static_args=("budget",))(budget=budget, target=0.5)
+    updates, _ = jax.jit(injected.update)(GRADS, injected.init(PARAMS), PARAMS)
+    assert (updates["thresholds"]["t"] > 0).all()
+    transform, params = add_density_penalty(budget, 0.5), flax.core.freeze(PARAMS)
+    updates, _ = transform.update(jax.tree.map(jnp.zeros_like, params), transform.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
 def test_target_one_asks_for_nothing():

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from mlprune_jax.config.geometry import ModelConfig
-from mlprune_jax.config.settings import Distillation, HeadRowStage
+from mlprune_jax.config.settings import Distillation, HeadRowStage, TrainSettings
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.bert import Encoded
 from mlprune_jax.models.tasks import Outputs
@@ -16,7 +16,7 @@ from mlprune_jax.pruning.granularity import HEAD, ROW, find_groups
 from mlprune_jax.training.arrival import threshold_rate
 from mlprune_jax.training.losses import distillation_loss, logit_divergence, task_loss
 from mlprune_jax.training.metrics import METRICS
-from mlprune_jax.training.optimizer import linear_schedule, ramped_target
+from mlprune_jax.training.optimizer import linear_schedule, ramped_target, weight_optimizer
 
 rng = np.random.default_rng(0)
 
@@ -64,6 +64,20 @@ def test_distances_over_tokens_do_not_see_padding():
 def test_attention_counts_only_where_heads_match():
     terms = distillation_loss(outputs(heads=1), outputs(heads=2), MASK, Distillation())
     assert terms["attention"] == 0
+    same, other = (
+        distillation_loss(outputs(seed=1), outputs(seed=2), MASK, Distillation(), same_heads=[alike])["attention"]
+        for alike in (True, False)
+    )
+    assert same > other == 0
+
+
+@pytest.mark.parametrize("lacks", ["hidden_states", "attentions"])
+def test_what_has_a_weight_must_be_there(lacks):
+    """Found by review: without hidden=True the term was 0, and nobody was told."""
+    student = outputs()
+    student = student._replace(encoded=student.encoded._replace(**{lacks: ()}))
+    with pytest.raises(ConfigError, match=f"weighs {lacks} by 0.9"):
+        distillation_loss(student, outputs(), MASK, Distillation())
 
 
 def test_task_losses():
@@ -94,6 +108,9 @@ def test_schedules():
     assert values[10] == 1.0
     assert values[50] == pytest.approx(0.2)
     assert values == sorted(values, reverse=True)
+    half = ramped_target(0.2, (0.1, 0.5), 100, 0.5)
+    assert float(half(jnp.int32(5))) == 0.5
+    assert float(half(jnp.int32(50))) == pytest.approx(0.2)
 
 
 def test_thresholds_that_cannot_arrive_are_refused_or_mended(caplog):
@@ -108,6 +125,30 @@ def test_thresholds_that_cannot_arrive_are_refused_or_mended(caplog):
     with pytest.raises(ConfigError, match="must fall by"):
         threshold_rate(stage.model_copy(update={"short_schedule": "refuse"}), cost, 0.5, 500)
     assert threshold_rate(stage.model_copy(update={"short_schedule": "allow"}), cost, 0.5, 500) == 1e-2
+
+
+def test_soft_scores_that_cannot_fall_below_zero_are_refused_or_said_so(caplog):
+    config = ModelConfig()
+    cost = HeadRowCost(config, find_groups(config, (HEAD, ROW)))
+    stage = HeadRowStage(densities="soft", score_scale=3.0, two_sided=True)
+    assert threshold_rate(stage, cost, 0.5, 600) == 0
+    assert not caplog.messages
+    assert threshold_rate(stage, cost, 0.5, 10) == 0
+    assert "move them by 0.05 at most" in caplog.text
+    with pytest.raises(ConfigError, match="fall below 0, but 10 steps"):
+        threshold_rate(stage.model_copy(update={"short_schedule": "refuse"}), cost, 0.5, 10)
+
+
+def test_biases_and_norms_do_not_decay():
+    settings = TrainSettings(weight_decay=0.5, learning_rate=1.0, warmup=0.0)
+    optimizer = weight_optimizer(settings, 10)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    state, zeros = optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
+    with jax.numpy_dtype_promotion("standard"):  # as in the step: optax asks for it
+        _, state = optimizer.update(zeros, state, params)  # the first rate is 0
+        updates, _ = optimizer.update(zeros, state, params)
+    assert (updates["kernel"] < 0).all()
+    assert not updates["bias"].any()
 
 
 def span_outputs(logits):
@@ -130,9 +171,9 @@ def test_padding_changes_no_loss_of_spans():
 
     def loss(logits):
         outputs, target = span_outputs(logits), span_outputs(teacher)
-        return distillation_loss(outputs, target, mask, Distillation(), "span")["logit"] + task_loss(
-            logits, labels, "span", mask
-        )
+        settings = Distillation(hidden_weight=0, attention_weight=0)
+        terms = distillation_loss(outputs, target, mask, settings, "span")
+        return terms["logit"] + task_loss(logits, labels, "span", mask)
 
     gradient = jax.grad(loss)(jnp.asarray(student, jnp.float32))
     assert jnp.isfinite(gradient).all()

@@ -8,7 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from mlprune_jax.config.geometry import LayerShape, ModelConfig
 from mlprune_jax.config.settings import BlockStage
+from mlprune_jax.pruning.density import BlockCost, counted_budget, density
+from mlprune_jax.pruning.granularity import block, find_groups
+from mlprune_jax.pruning.masks import init_scores
 from mlprune_jax.training.optimizer import clip_by_global_norm, pruning_optimizer
 
 
@@ -63,3 +67,29 @@ def test_equal_densities_move_together():
     equal, own = trained(densities="equal")["thresholds"], trained(densities="learned")["thresholds"]
     assert equal["a"] == equal["b"] < 2
     assert own["a"] != own["b"]
+
+
+def test_a_model_that_is_small_already_follows_its_ramp_under_a_two_sided_penalty():
+    """Found by review: the target fell from 1, so that half a model was held whole until the final cut."""
+    dense = ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=9)
+    half = dense.model_copy(update={"layers": (LayerShape(heads=(0,), ffn=tuple(range(16))),) * 2})
+    cost = BlockCost(half, find_groups(half, (block((8, 8)),)))
+    whole = density(cost, {group.name: group.size for group in cost.groups})
+    assert 0.2 < whole < 0.5
+    stage = BlockStage(densities="soft", score_scale=0.1, two_sided=True, clip="weights")
+    budget, steps = counted_budget(cost, soft=True), 100
+    optimizer = pruning_optimizer(stage, steps, budget, whole / 2, 0.0, start=whole)
+    params = {"params": {}, "scores": init_scores(cost.groups, "constant", scale=0.1)}
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, seed):
+        drawn = init_scores(cost.groups, "kaiming_uniform", seed=0)
+        noise = jax.tree.map(lambda leaf: 1e-2 * leaf * jnp.cos(seed), drawn)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update({"params": {}, "scores": noise}, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(steps):
+        params, state = step(params, state, number)
+    assert float(budget(params["scores"])) == pytest.approx(whole / 2, abs=0.05)
