@@ -38,7 +38,7 @@ class TrainSettings(Frozen):
         max_grad_norm: clip of the global norm of the gradients.
     """
 
-    epochs: Annotated[Real, Field(gt=0)] = 3.0
+    epochs: Annotated[Real, Field(gt=0, le=1e6)] = 3.0
     batch_size: Count = 32
     accumulate: Count = 1
     learning_rate: Rate = 3e-5
@@ -93,7 +93,7 @@ class PruneStage(TrainSettings):
         ramp: shares of the learning steps between which the target falls from the density that the stage starts with to
             its value; null: at once.
         steer_by_count: aim the penalty at the exact count (see `counted_budget`); false: at R, as published.
-        final_cut: end with the cut to the largest count not above the target.
+        final_cut: end with a cut to a count not above the target, see `mlprune_jax.pruning.density.cut_to`.
         recover: share of the epochs that comes after the cut and trains what is left, under a schedule of its own.
         short_schedule: what happens where thresholds cannot arrive in the steps there are: "mend" raises their
             learning rate and says so, "refuse" stops before training, "allow" trains all the same.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mlprune_jax.data.encode import tokenizer_files
-from mlprune_jax.errors import ConfigError
+from mlprune_jax.errors import ConfigError, MLPruneError
 from mlprune_jax.inference.assemble import assemble
 from mlprune_jax.inference.forward import Form, LayerPlan, forward
 from mlprune_jax.inference.onnx_graph import INPUTS, OPSET, build_graph
@@ -46,6 +46,7 @@ def export_model(path: str | Path, output: str | Path, to: str, *, dtype: str = 
         ``{"model", "output", "format", "bytes"}``.
 
     Raises:
+        MLPruneError: ``output`` cannot be written; it stays as it was.
         ConfigError: ``output`` is not empty, a format or dtype that there is not, or onnx is not installed.
         DataError, ModelError, IntegrityError: see `mlprune_jax.inference.service.load`.
     """
@@ -57,10 +58,22 @@ def export_model(path: str | Path, output: str | Path, to: str, *, dtype: str = 
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is no empty folder", hint="choose another one with -o")
-    model = load(path)
-    write(model, output, dtype)
-    for file in tokenizer_files(model.folder):
-        shutil.copyfile(file, output / file.name)
+    model, output = load(path), output.resolve()
+    # Beside the output, which a failure or a kill then leaves as it was.
+    staging = output.with_name(f".{output.name}.exporting")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        write(model, staging, dtype)
+        for file in tokenizer_files(model.folder):
+            shutil.copyfile(file, staging / file.name)
+        staging.replace(output)
+    except OSError as error:
+        raise MLPruneError(
+            f"cannot write {output}: {error}", hint="see that the disk has space and can be written"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     size = sum(file.stat().st_size for file in output.iterdir())
     return {"model": str(path), "output": str(output), "format": to, "bytes": size}
 
@@ -115,7 +128,6 @@ def _write_graph(model: LoadedModel, output: Path, dtype: str) -> None:
 def _write_file(model: LoadedModel, output: Path, name: str, content: bytes, told: dict[str, Any]) -> None:
     """A model in one file, and beside it what its caller must know."""
     served = model.served
-    output.mkdir(parents=True, exist_ok=True)
     (output / name).write_bytes(content)
     facts = {"max_length": served.config.max_position_embeddings, "kind": served.kind, "labels": _labels(model)}
     write_json(output / FACTS, {"file": name} | told | facts)

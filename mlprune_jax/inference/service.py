@@ -16,6 +16,7 @@ from mlprune_jax.data.answers import Answer, Answers
 from mlprune_jax.data.batches import gather
 from mlprune_jax.data.encode import Encoded, Tokenizer, check_vocabulary, encode, load_tokenizer
 from mlprune_jax.data.squad import Questions
+from mlprune_jax.data.tables import NOT_UTF8
 from mlprune_jax.data.tasks import Examples
 from mlprune_jax.data.windows import encode_windows
 from mlprune_jax.errors import DataError, ModelError, NumericalError
@@ -126,7 +127,8 @@ class Predictor(ABC, Generic[Out]):
             DataError: something that is no text, single texts and pairs mixed, or what the model does not take.
             NumericalError: logits that are not finite, as weights too large for ``float16`` give.
         """
-        return self._predict(to_columns(texts)) if texts else []
+        columns = to_columns(texts)
+        return self._predict(columns) if columns else []
 
     @abstractmethod
     def _predict(self, columns: tuple[list[str], ...]) -> list[Out]:
@@ -215,22 +217,23 @@ def _take(texts: Iterator[Text], size: int) -> tuple[list[Text], Exception | Non
 
 
 def to_columns(texts: Any) -> tuple[list[str], ...]:
-    """Texts as one list, or pairs as two; whatever a caller passes as texts is checked here.
+    """Texts as one list, or pairs as two, nothing where there are none; whatever a caller passes is checked here.
 
     Raises:
-        DataError: a lone string, cells that are no text, or single texts and pairs mixed.
+        DataError: a lone string or no texts at all, cells that are no text, or single texts and pairs mixed.
     """
-    if isinstance(texts, str):
-        raise DataError("texts come as a list; got one string", hint="put it into a list")
-    for text in texts:
-        cells = text if isinstance(text, tuple) else (text,)
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise DataError(f"texts come as a list; got {texts!r}"[:200], hint="put one text into a list")
+    rows = [text if isinstance(text, tuple) else (text,) for text in texts]
+    for number, cells in enumerate(rows):
         if not 1 <= len(cells) <= 2 or not all(isinstance(cell, str) for cell in cells):
-            raise DataError(f"a text is a string or a pair of strings, got {text!r}"[:200])
-    sizes = {len(text) if isinstance(text, tuple) else 1 for text in texts}
+            raise DataError(f"a text is a string or a pair of strings, got {cells!r} at place {number}"[:200])
+        if any(map(NOT_UTF8.search, cells)):
+            raise DataError(f"the text at place {number} holds half a surrogate pair, which no encoding has: {cells!r}")
+    sizes = set(map(len, rows))
     if len(sizes) > 1:
         raise DataError("single texts and pairs of texts cannot be mixed in one call")
-    rows = [text if isinstance(text, tuple) else (text,) for text in texts]
-    return tuple([row[i] for row in rows] for i in range(sizes.pop()))
+    return tuple([row[i] for row in rows] for i in range(max(sizes, default=0)))
 
 
 def load(path: str | Path) -> LoadedModel:

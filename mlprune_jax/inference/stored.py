@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.errors import DataError, IntegrityError, ModelError
 from mlprune_jax.manifest import MANIFEST, check_manifest
-from mlprune_jax.models.hf_config import read_config
+from mlprune_jax.models.hf_config import architectures, read_config
 from mlprune_jax.models.model_folder import MASKS, check_folder
 from mlprune_jax.models.names import Kind
 
@@ -81,7 +81,7 @@ def stored_kind(folder: Path) -> Kind:
     """
     check_folder(folder)
     config = read_config(folder).raw
-    if "BertForQuestionAnswering" in (config.get("architectures") or []):
+    if "BertForQuestionAnswering" in architectures(config):
         return "span"
     problem = config.get("problem_type")
     if problem == "multi_label_classification":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,12 @@ def _explain(error: ValidationError) -> str:
         f"{'.'.join(map(str, fault['loc'])) or 'values'}: {fault['msg'][:300]} (got {reprlib.repr(fault['input'])})"
         for fault in error.errors()[:3]
     )
+
+
+def architectures(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes of transformers that a folder's ``config.json`` names."""
+    named = raw.get("architectures")
+    return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
 
 
 def stored_labels(stored: StoredConfig, path: Path, num_labels: int) -> tuple[str, ...] | None:

@@ -13,6 +13,8 @@ from mlprune_jax.models.safetensors_io import FLOATS, Stored, some
 
 _log = logging.getLogger(__name__)
 
+_OTHER_CLASSIFIERS = frozenset({"BertForTokenClassification", "BertForMultipleChoice"})  # of tokens, of choices
+
 
 def fixed_labels(kind: Kind) -> int | None:
     """Outputs of the heads that have one possible size: a value for regression, start and end for spans."""
@@ -43,6 +45,21 @@ def recognised(found: dict[str, Stored], folder: Path, kind: Kind) -> dict[str, 
     if left_out:
         _log.info("%s: not needed for %s and left out: %s", folder, kind, some(left_out))
     return weights
+
+
+def without_other_heads(weights: dict[str, Stored], named: Sequence[str], folder: Path) -> dict[str, Stored]:
+    """The tensors without a classifier that answers another question than which class a text is of.
+
+    Args:
+        weights: what the checkpoint holds, by canonical name.
+        named: the classes of transformers that it says it is of; these heads bear the same name in all of them.
+        folder: for the log.
+    """
+    others = _OTHER_CLASSIFIERS.intersection(named)
+    if not others:
+        return weights
+    _log.warning("%s is a %s: its classifier is left out", folder, some(sorted(others)))
+    return {name: stored for name, stored in weights.items() if not name.startswith("classifier.")}
 
 
 def head_labels(weights: dict[str, Stored], asked: int | None, kind: Kind, folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlprune_jax.errors import ModelError
+from mlprune_jax.manifest import MANIFEST
 
 CONFIG = "config.json"
 PRUNING = "pruning.json"
@@ -79,6 +81,16 @@ def _conversion(folder: Path, name: str) -> str:
         f"    from transformers import {cls}\n"
         f'    {cls}.from_pretrained("{folder}"{", " + option if option else ""}).save_pretrained("NEW_FOLDER")'
     )
+
+
+def model_digest(folder: Path) -> str:
+    """Sha256 over the files that make up the model in a folder: of the same digest, the same model."""
+    found = hashlib.sha256()
+    owned = (path for path in folder.iterdir() if _OWNED.fullmatch(path.name) and path.name != MANIFEST)
+    for path in sorted(owned):
+        with path.open("rb") as stream:
+            found.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return found.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

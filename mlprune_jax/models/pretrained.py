@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError, ModelError, NumericalError
-from mlprune_jax.models.hf_config import make_config, make_pruning, read_config, stored_labels
+from mlprune_jax.models.hf_config import architectures, make_config, make_pruning, read_config, stored_labels
 from mlprune_jax.models.matching import (
     check_labels,
     check_weights,
@@ -21,6 +21,7 @@ from mlprune_jax.models.matching import (
     fresh_names,
     head_labels,
     recognised,
+    without_other_heads,
 )
 from mlprune_jax.models.model_folder import CONFIG, PRUNING, check_folder, replaced_model, write_json
 from mlprune_jax.models.names import HEADS, Entry, Kind, ParamPath, expected_shapes, tensor_table
@@ -72,7 +73,7 @@ def load_pretrained(folder: str | Path, *, num_labels: int | None, kind: Kind, s
     check_labels(num_labels, kind)
     check_folder(folder)
     stored = read_config(folder)
-    weights = recognised(open_weights(folder), folder, kind)
+    weights = without_other_heads(recognised(open_weights(folder), folder, kind), architectures(stored.raw), folder)
     num_labels = head_labels(weights, num_labels, kind, folder)
     if (layers := stored.config.num_hidden_layers) > len(weights):  # an absurd number would build an absurd table
         raise ModelError(f"{folder} has {layers} layers by {CONFIG} and {len(weights)} tensors: they do not fit")

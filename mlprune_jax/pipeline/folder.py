@@ -7,7 +7,9 @@ last of all ``stage.json`` and a manifest), ``checkpoints/`` of the stage at wor
 from __future__ import annotations
 
 import json
+import logging
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,10 +23,12 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from mlprune_jax.config.loading import dump_config
 from mlprune_jax.config.settings import RunConfig
-from mlprune_jax.errors import ConfigError
+from mlprune_jax.errors import ConfigError, IntegrityError
 from mlprune_jax.files import read_json, write_json, write_text
 from mlprune_jax.manifest import MANIFEST, check_manifest, write_manifest
 from mlprune_jax.training.processes import first_alone, is_first
+
+_log = logging.getLogger(__name__)
 
 REPORT = "stage.json"
 LOCK = ".lock"
@@ -52,6 +56,11 @@ class RunFolder:
         first_alone(self._check_unused)
 
     def _check_unused(self) -> None:
+        if re.search(r"\[.*\]|\\", str(self.root.resolve())):
+            raise ConfigError(
+                f"{self.root}: checkpoints cannot be read again from a path with brackets or backslashes",
+                hint="choose another folder with -o",
+            )
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"{self.root} is a file", hint="choose a new folder with -o")
         if self.root.exists() and any(path.name != LOCK for path in self.root.iterdir()):
@@ -116,6 +125,33 @@ class RunFolder:
         if is_first():
             write_json(path, (read_json(path) if path.exists() else {}) | entries)
 
+    def hold_to(self, identity: dict[str, Any]) -> None:
+        """Store what all of the run depends on, at its start; later, see that it is the same.
+
+        Raises:
+            ConfigError: something of it has changed.
+        """
+        first_alone(lambda: self._hold_to(identity))
+
+    def _hold_to(self, identity: dict[str, Any]) -> None:
+        path = self.root / "run.json"
+        stored = read_json(path).get("identity", identity) if path.exists() else identity
+        if changed := [name for name, value in identity.items() if stored.get(name) != value]:
+            raise ConfigError(
+                f"{self.root} was begun with another {' and another '.join(changed)} than it has now",
+                hint="put back what was changed, or start a new run in another folder",
+            )
+        self.describe(identity=identity)
+
+    def has_final(self) -> bool:
+        """Whether the final model is what was written."""
+        try:
+            check_manifest(self.final)
+        except IntegrityError as error:
+            _log.warning("%s; it is written again", error.message)
+            return False
+        return True
+
     def stage(self, name: str) -> Path:
         """Folder of a stage."""
         return self.root / "stages" / name
@@ -170,11 +206,21 @@ class RunFolder:
         path = self.root / "metrics.jsonl"
         if not path.is_file():
             return
-        # A kill can leave half a line at the end.
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        entries = [(line, json.loads(line)) for line in lines]
-        kept = [line for line, entry in entries if entry["stage"] != training or entry["step"] <= step]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        entries = [(line, _entry(line)) for line in lines]
+        kept = [line for line, entry in entries if entry and (entry["stage"] != training or entry["step"] <= step)]
+        if damaged := sum(entry is None for _, entry in entries):
+            _log.warning("%s: left out %d lines that a kill or a crash had damaged", path, damaged)
         write_text(path, "".join(kept))
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of ``metrics.jsonl``, or ``None`` where it is not whole."""
+    try:
+        entry = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and {"stage", "step"} <= entry.keys() else None
 
 
 def _version(name: str) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import PruneStage, RunConfig, TrainSettings
 from mlprune_jax.data.demo import write_demo
@@ -24,8 +23,10 @@ from mlprune_jax.files import read_json
 from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.manifest import write_manifest
 from mlprune_jax.models.class_order import in_task_order
+from mlprune_jax.models.model_folder import model_digest
 from mlprune_jax.models.pretrained import load_pretrained, resolve_model
 from mlprune_jax.models.tasks import TaskModel, init_params
+from mlprune_jax.pipeline.feasible import check_model, check_schedules, check_teacher
 from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pipeline.grid import with_whole_paths
 from mlprune_jax.pipeline.saving import save_model
@@ -44,10 +45,9 @@ from mlprune_jax.pipeline.stages import (
     train_plain,
 )
 from mlprune_jax.pipeline.summary import describe_model, summarize
-from mlprune_jax.pruning.density import BlockCost, Cost, HeadRowCost, check_reachable, dense_size
-from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups, format_block
+from mlprune_jax.pruning.density import dense_size
+from mlprune_jax.pruning.granularity import format_block
 from mlprune_jax.report.progress import progress_display
-from mlprune_jax.training.arrival import threshold_rate
 from mlprune_jax.training.checkpoint import Checkpoints, save_state
 from mlprune_jax.training.interrupt import StopRequest
 from mlprune_jax.training.keeper import Keeper
@@ -96,11 +96,11 @@ def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = Fa
 
 
 def resume(workdir: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Continue a run from its newest whole checkpoint; a finished run gives its summary again.
+    """Continue a run from its newest whole checkpoint; a finished run gives its summary, and its final model, again.
 
     Raises:
         DataError: the folder holds no run.
-        ConfigError: another process runs in it, or its settings or data have changed.
+        ConfigError: another process runs in it, or its settings, its data or the models it began with have changed.
         IntegrityError: what a finished stage wrote is damaged, or every checkpoint is.
         Preempted: as `run`.
     """
@@ -108,13 +108,16 @@ def resume(workdir: Path, *, quiet: bool = False) -> dict[str, Any]:
     if not folder.resolved.is_file():
         raise DataError(f"{workdir} holds no run", hint="start one with `mlprune prune`")
     if folder.summary.is_file():
-        return read_json(folder.summary)
+        summary = read_json(folder.summary)
+        if folder.has_final():
+            return summary
     with folder.locked(), StopRequest() as stopping:
         return _finish(_Run(load_config(RunConfig, folder.resolved), folder, quiet=quiet, stopping=stopping))
 
 
 def _finish(checked: _Run) -> dict[str, Any]:
     """Run to the end; ``run.json`` says how it ended."""
+    checked.folder.hold_to(checked.identity)
     checked.folder.describe(state="running")
     try:
         summary = checked.finish()
@@ -154,11 +157,17 @@ class _Run:
             self.base, data = source, str(source)
         else:
             self.base, data = resolve_model(config.model, offline=config.offline), config.data
+        self.folders = {"model": self.base} if config.geometry is None else {}
         self.task, examples = load_splits(config, data, ("train", "dev"), offline=config.offline)
         self.num_labels = len(self.task.labels) or (1 if self.task.kind == "regression" else 2)
         self.start, self.fresh_head = self._starting_model()
         self.given = self._given_models()
-        self._check_geometry()
+        prune = config.prune
+        students = {
+            name: self._choose(stage.start_from if stage.enabled else None, self.start, self.start)
+            for name, stage in (("heads_rows", prune.heads_rows), ("blocks", prune.blocks))
+        }
+        check_model(config, self.task, self.start.config, students["blocks"].config, fresh_head=self.fresh_head)
         tokenizer = load_tokenizer(self.base)
         train, dev = (
             encode_split(examples[s], tokenizer, config, self.start.config.vocab_size) for s in ("train", "dev")
@@ -171,13 +180,19 @@ class _Run:
         for name, stage in self._stages().items():
             self.context.batches(stage, name)
             layout.check_rows(stage.batch_size // stage.accumulate, f"{name}: a batch, or the part of it that")
-        self._check_schedules()
+        steps = {name: learning_steps(self.context, getattr(prune, name)) for name in students}
+        check_schedules(prune, {name: student.config for name, student in students.items()}, steps)
+        self.identity = {
+            "config": _digest(self.config),
+            "training data": train.digest(),
+            "model": {name: model_digest(path) for name, path in self.folders.items()},
+        }
 
     def _go_on(self, training: str, state: TrainState, evaluate: Evaluate) -> tuple[TrainState, Keeper]:
         """The newest whole checkpoint of a training, or its first state, and what saves the states to come."""
         checkpoints = Checkpoints(
             self.folder.checkpoints / training,
-            identity={"config": _digest(self.config), "training data": self.context.train.digest()},
+            identity=self.identity,
             keep=self.config.keep_checkpoints,
         )
         restored = checkpoints.restore(state)
@@ -228,67 +243,16 @@ class _Run:
                 if source == "pretrained":
                     fresh = self.fresh_head
                 else:
-                    given[source], fresh = self._load(resolve_model(source, offline=self.config.offline))
+                    self.folders[source] = resolve_model(source, offline=self.config.offline)
+                    given[source], fresh = self._load(self.folders[source])
                 if use == "teacher" and fresh:
                     raise ConfigError(
                         f"prune.{name}.teacher {source!r} has no head for task {self.task.name}: it cannot teach",
                         hint="name a model that was fine-tuned for the task, or none: the stage before teaches",
                     )
                 if use == "teacher" and source in given:
-                    self._check_teacher(name, source, given[source].config)
+                    check_teacher(self.config, name, self.start.config, given[source].config)
         return given
-
-    def _check_teacher(self, stage: str, source: str, teacher: ModelConfig) -> None:
-        """See that what distillation compares has the same sizes in a given teacher."""
-        own, distillation = self.start.config, self.config.distillation
-        sizes = [(config.num_hidden_layers, config.hidden_size) for config in (own, teacher)]
-        if distillation is not None and distillation.compares_layers and sizes[0] != sizes[1]:
-            raise ConfigError(
-                f"prune.{stage}.teacher {source} has {sizes[1][0]} layers of {sizes[1][1]} features, the student "
-                f"{sizes[0][0]} of {sizes[0][1]}: their layers cannot be compared",
-                hint="set distillation.hidden_weight and distillation.attention_weight to 0: logits alone can be",
-            )
-
-    def _check_geometry(self) -> None:
-        """Refuse before the first step what could not run in the last stage."""
-        config, prune = self.start.config, self.config.prune
-        if self.config.max_length > config.max_position_embeddings:
-            raise ConfigError(
-                f"max_length {self.config.max_length} is above the model's {config.max_position_embeddings} positions",
-                hint=f"set max_length to {config.max_position_embeddings} or less",
-            )
-        if prune.blocks.enabled:
-            for model in (self.start, self._choose(prune.blocks.start_from, self.start, self.start)):
-                find_groups(model.config, (block(prune.blocks.shape),))
-        if not self.config.dense.enabled and self.fresh_head:
-            raise ConfigError(
-                f"{self.config.model} has no head for task {self.task.name}, and the dense stage is disabled",
-                hint="enable dense, or give a model that was fine-tuned for the task",
-            )
-
-    def _check_schedules(self) -> None:
-        """Refuse densities that cannot be reached, and schedules too short for them where that is asked for.
-
-        What step 1 leaves for step 2 is not known yet: step 2 is then judged by its share of the dense model.
-        """
-        prune = self.config.prune
-        first, last = prune.heads_rows, prune.blocks
-        if first.enabled:
-            student = self._choose(first.start_from, self.start, self.start).config
-            tiles = last.shape if last.enabled else None
-            self._check_target(
-                first, HeadRowCost(student, find_groups(student, (HEAD, ROW)), tiles), prune.head_row_density
-            )
-        if last.enabled:
-            student = self._choose(last.start_from, self.start, self.start).config
-            known = not first.enabled or last.start_from is not None
-            target = prune.density if known else prune.density / prune.head_row_density
-            self._check_target(last, BlockCost(student, find_groups(student, (block(last.shape),))), target)
-
-    def _check_target(self, stage: PruneStage, cost: Cost, target: float) -> None:
-        check_reachable(cost, target)
-        if stage.short_schedule == "refuse":
-            threshold_rate(stage, cost, target, learning_steps(self.context, stage))
 
     def plan(self) -> dict[str, Any]:
         """Stages, steps and densities."""

@@ -40,7 +40,9 @@ def verify_folder(path: Path) -> dict[str, Any]:
         except IntegrityError as error:
             damage.append(error.message)
     if damage:
-        raise IntegrityError("\n".join(damage), hint="resume trains a removed stage again; final/ is written from them")
+        raise IntegrityError(
+            "\n".join(damage), hint="resume trains a removed stage again, and writes final/ again from the stages"
+        )
     return {"folder": str(path), "checked": len(folders), "files": files}
 
 

@@ -206,7 +206,7 @@ def check_reachable(cost: Cost, target: float) -> None:
 
 
 def cut_to(cost: Cost, thresholds: Mapping[str, float], target: float, *, temperature: float = 1.0) -> dict[str, int]:
-    """Units to keep in each group so that the count is the largest not above ``target``.
+    """Units to keep in each group so that the count is not above ``target``, and no unit more of any group would fit.
 
     Shifts all thresholds by one common amount, found by bisection, to just below the target; then gives single units
     back, those first that are nearest to being kept, until none fits any more.

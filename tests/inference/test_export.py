@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mlprune_jax.cli import app
 from mlprune_jax.data.demo import VOCABULARY, write_demo
-from mlprune_jax.errors import ConfigError
+from mlprune_jax.errors import ConfigError, MLPruneError
 from mlprune_jax.inference.assemble import assemble
 from mlprune_jax.inference.export import FACTS, FUNCTION, GRAPH, export_function, export_model
 from mlprune_jax.inference.onnx_graph import INPUTS, build_graph
@@ -143,6 +143,23 @@ def test_onnx_is_asked_for_where_it_is_missing(folder, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="the package onnx"):
         export_model(folder, tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["hf", "stablehlo"])
+def test_a_failure_leaves_nothing_behind(folder, tmp_path, monkeypatch, to):
+    """Found by review: half a file stayed, and stood in the way of the next try."""
+
+    def full(*args):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mlprune_jax.inference.export.shutil.copyfile", full)
+        with pytest.raises(MLPruneError, match=r"cannot write .*: no space left"):
+            export_model(folder, tmp_path / "out", to)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    export_model(folder, tmp_path / "out", to)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_command_never_writes_over_files(folder, tmp_path):

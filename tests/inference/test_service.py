@@ -93,10 +93,21 @@ def test_texts_and_pairs_do_not_mix(predictor):
         predictor(["one", ("two", "three")])
 
 
-@pytest.mark.parametrize("texts", ["one string", [None], [("a", "b", "c")], [("a", 1)], [["a", "b"]], [()]])
+@pytest.mark.parametrize("texts", ["one string", None, [None], [("a", "b", "c")], [("a", 1)], [["a", "b"]], [()]])
 def test_what_is_no_text_is_refused(texts):
-    with pytest.raises(DataError, match=r"one string|a text is a string"):
+    with pytest.raises(DataError, match=r"come as a list|a text is a string"):
         to_columns(texts)
+
+
+def test_half_a_character_is_named():
+    with pytest.raises(DataError, match="the text at place 1 holds half a surrogate pair"):
+        to_columns(["good", "a\ud800"])
+
+
+def test_texts_may_be_anything_that_gives_them_in_order():
+    for texts in ((text for text in TEXTS), np.array(TEXTS), tuple(TEXTS)):
+        assert to_columns(texts) == (TEXTS,)
+    assert to_columns(iter(())) == ()
 
 
 def test_what_came_before_a_failing_source_is_answered(predictor, wanted):

@@ -55,6 +55,21 @@ def test_old_spellings_and_known_extras(tiny, tmp_path):
     tiny.assert_same(tiny.load(tiny.write_folder(tmp_path / "old", old)).params, expected)
 
 
+@pytest.mark.parametrize("other", ["BertForTokenClassification", "BertForMultipleChoice"])
+def test_a_classifier_of_something_else_is_left_out(tiny, tmp_path, caplog, other):
+    """Found by review: a model of tokens' classes answered with the classes of texts."""
+    folder = tiny.write_folder(tmp_path, tiny.torch_tensors(), architectures=[other])
+    with caplog.at_level(logging.WARNING, "mlprune_jax"):
+        assert tiny.load(folder, 3).fresh_head
+    assert f"is a {other}: its classifier is left out" in caplog.text
+    with pytest.raises(ModelError, match="no classifier"):
+        tiny.load(folder)
+
+
+def test_architectures_that_are_no_list_say_nothing(tiny, tmp_path):
+    assert not tiny.load(tiny.write_folder(tmp_path, tiny.torch_tensors(), architectures=5)).fresh_head
+
+
 def test_a_tensor_under_two_spellings_is_refused(tiny, tmp_path):
     tensors = tiny.torch_tensors()
     tensors["pooler.dense.bias"] = np.zeros(8, np.float32)

@@ -181,6 +181,32 @@ def test_a_folder_that_cannot_be_made(refused, tmp_path):
     refused(2, "c.yaml is a file", *prune(output="c.yaml"))
 
 
+def test_a_path_that_checkpoints_cannot_be_read_from(refused, tmp_path):
+    """Found by review: orbax takes brackets for a pattern, and nothing that was saved could be read again."""
+    for output in ("run[1]", "a\\b"):
+        refused(2, "brackets or backslashes", *prune(output=output))
+        assert not (tmp_path / output).exists()
+
+
+def test_a_density_that_blocks_cannot_reach(refused):
+    """Found by review: it was refused after two stages had been trained."""
+    refused(2, "density 0.15 cannot be reached", *prune("prune.density=0.15", "prune.blocks.shape=16x16"))
+
+
+def test_pairs_need_two_token_types(refused, tmp_path):
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"type_vocab_size": 1}))
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    name = "bert.embeddings.token_type_embeddings.weight"
+    save_file(weights | {name: weights[name][:1].copy()}, tmp_path / "model" / "model.safetensors")
+    (tmp_path / "pairs").mkdir()
+    for split in ("train", "dev"):
+        rows = "".join(f"{i}\tfilm\tplot\t{label}\n" for i, label in enumerate(["entailment", "not_entailment"] * 12))
+        (tmp_path / "pairs" / f"{split}.tsv").write_text(f"index\tsentence1\tsentence2\tlabel\n{rows}")
+    refused(2, "one token type for both", *prune("task=rte", "data=pairs"))
+
+
 def test_resume_without_a_run(refused):
     refused(3, "model holds no run", "resume", "model")
     refused(3, "nowhere holds no run", "resume", "nowhere")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from orbax.checkpoint import v1 as ocp
+from safetensors.numpy import load_file, save_file
 
 from mlprune_jax import pipeline
 from mlprune_jax.config.loading import dump_config
@@ -133,6 +134,56 @@ def test_settings_that_training_depends_on_may_not_change(stopped, undisturbed):
     with pytest.raises(ConfigError, match="another config"):
         pipeline.resume(stopped, quiet=True)
     path.write_text(free)
+    pipeline.resume(stopped, quiet=True)
+    assert weights(stopped) == weights(undisturbed)
+
+
+@pytest.mark.parametrize("change", ["seed", "data", "model"])
+def test_what_a_run_began_with_may_not_change_before_its_first_checkpoint(tiny, tmp_path, monkeypatch, change):
+    """Found by review: where no checkpoint was there to compare with, the rest of a run had another seed, or model."""
+    for name in ("model", "data"):
+        shutil.copytree(getattr(tiny, name), tmp_path / name)
+    settings = config(tiny).model_copy(update={name: str(tmp_path / name) for name in ("model", "data")})
+    with monkeypatch.context() as patched:
+        kill_at(patched, 1, Killed)
+        with pytest.raises(Killed):
+            pipeline.run(settings, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    if change == "seed":
+        path = tmp_path / "run" / "config.resolved.yaml"
+        path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+    elif change == "data":
+        path = tmp_path / "data" / "train.tsv"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    else:
+        flip_weight(tmp_path / "model" / "model.safetensors")
+    told = {"seed": "config", "data": "training data", "model": "model"}[change]
+    with pytest.raises(ConfigError, match=f"was begun with another {told} than"):
+        pipeline.resume(tmp_path / "run", quiet=True)
+
+
+def flip_weight(path):
+    weights = load_file(path)
+    name = "bert.pooler.dense.bias"
+    save_file(weights | {name: weights[name] + 1}, path)
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped"])
+def test_a_finished_run_gets_its_final_model_again(undisturbed, tmp_path, monkeypatch, damage):
+    copied = shutil.copytree(undisturbed, tmp_path / "copy")
+    if damage == "gone":
+        shutil.rmtree(copied / "final")
+    else:
+        flip(copied / "final" / "model.safetensors")
+    monkeypatch.setattr("mlprune_jax.pipeline.stages.fit", lambda *_, **__: pytest.fail("a stage was trained"))
+    assert pipeline.resume(copied, quiet=True)["final"] == json.loads((copied / "summary.json").read_text())["final"]
+    assert verify_folder(copied)["checked"] == 4
+    assert weights(copied) == weights(undisturbed)
+
+
+def test_damaged_lines_of_the_log_do_not_stop_a_run(stopped, undisturbed):
+    with (stopped / "metrics.jsonl").open("a") as log:
+        log.write("\0\0\n[1]\n{}\n")
     pipeline.resume(stopped, quiet=True)
     assert weights(stopped) == weights(undisturbed)
 
