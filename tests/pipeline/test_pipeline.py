@@ -320,10 +320,18 @@ def test_soft_scores_start_above_zero(tiny):
         tiny.config(prune={"density": 0.4, "blocks": stage})
 
 
-def test_fisher_scores_need_room(tiny):
-    stage = {**tiny.settings["prune"]["blocks"], "score_init": "fisher"}
-    with pytest.raises(ValueError, match=r"score_init fisher spaces scores over.*score_scale above 0"):
-        tiny.config(prune={"density": 0.4, "blocks": stage})
+@pytest.mark.parametrize(
+    ("stage", "run", "told"),
+    [
+        ({"score_init": "fisher"}, {}, r"score_init fisher spreads scores over.*score_scale above 0"),
+        ({"score_init": "uniform"}, {}, r"score_init uniform spreads scores over.*score_scale above 0"),
+        ({"ramp": [0.8, 0.2]}, {}, r"ramp \[0\.8, 0\.2\] ends before it begins"),
+        ({"teacher": "dense"}, {"distillation": None}, "names a teacher, and distillation is null"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(tiny, stage, run, told):
+    with pytest.raises(ValueError, match=told):
+        tiny.config(prune={"density": 0.4, "blocks": {**tiny.settings["prune"]["blocks"], **stage}}, **run)
 
 
 def test_density_of_the_only_stage_is_the_density(tiny):
