@@ -91,13 +91,13 @@ def encode_windows(
 
 
 def _tokenized(
-    questions: Sequence[str], contexts: Sequence[str], tokenizer: Tokenizer, max_length: int, doc_stride: int
+    questions: list[str], contexts: list[str], tokenizer: Tokenizer, max_length: int, doc_stride: int
 ) -> Iterator[tuple[Any, int]]:
     """The tokenizer's windows, each with its question's number."""
     for start in range(0, len(questions), _CHUNK):
         out = tokenizer(
-            list(questions[start : start + _CHUNK]),
-            list(contexts[start : start + _CHUNK]),
+            questions[start : start + _CHUNK],
+            contexts[start : start + _CHUNK],
             truncation="only_second",
             max_length=max_length,
             stride=doc_stride,

@@ -9,7 +9,7 @@ from mlprune_jax.config.settings import Prune, PruneStage, RunConfig
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.pruning.density import BlockCost, Cost, HeadRowCost, check_reachable
-from mlprune_jax.pruning.granularity import HEAD, ROW, BlockShape, block, find_groups
+from mlprune_jax.pruning.granularity import HEAD, PARTS, ROW, BlockShape, block, find_groups
 from mlprune_jax.training.arrival import threshold_rate
 
 
@@ -100,9 +100,8 @@ def _block_cost(student: ModelConfig, shape: BlockShape) -> BlockCost:
 def _smallest(cost: HeadRowCost) -> ModelConfig:
     """The geometry with the fewest units that tiles cover exactly; which units is all one."""
     kept = cost.round_up({group.name: 1 for group in cost.groups})
-    parts = {"heads": "attention", "attention_output": "attention_output", "ffn": "ffn", "ffn_output": "ffn_output"}
     layers = tuple(
-        LayerShape(**{part: tuple(range(kept[f"layer_{i}/{name}"])) for part, name in parts.items()})
+        LayerShape(**{part: tuple(range(kept[f"layer_{i}/{name}"])) for part, name in PARTS.items()})
         for i in range(cost.config.num_hidden_layers)
     )
     return cost.config.model_copy(update={"layers": layers})

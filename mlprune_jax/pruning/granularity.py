@@ -68,6 +68,10 @@ ROW = Granularity(
 )
 
 
+PARTS = {"heads": "attention", "attention_output": "attention_output", "ffn": "ffn", "ffn_output": "ffn_output"}
+"""What a `LayerShape` lists -> the group of `HEAD` or `ROW` that decides it."""
+
+
 def block(block_shape: BlockShape) -> Granularity:
     """Tiles of ``(block_in, block_out)`` weights in each of the six matrices, each with its own threshold."""
     return Granularity("block", {name: (name,) for name in MATRICES}, block_shape, cuts_bias=False)

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.pruning.granularity import HEAD, ROW, Group, Path, find_groups, layer_path
+from mlprune_jax.pruning.granularity import HEAD, PARTS, ROW, Group, Path, find_groups, layer_path
 from mlprune_jax.pruning.masks import Masks, Params
 
 Ids = np.ndarray
@@ -55,9 +55,8 @@ def shrink(params: Params, masks: Masks, config: ModelConfig) -> tuple[dict[str,
 
 def _kept_units(found: dict[Path, Any], groups: Mapping[str, Group], layer: int) -> dict[str, Ids | None]:
     """Positions kept in each part of a layer, ``None`` where nothing is removed; their masks leave ``found``."""
-    parts = {"heads": "attention", "attention_output": "attention_output", "ffn": "ffn", "ffn_output": "ffn_output"}
     kept: dict[str, Ids | None] = {}
-    for part, name in parts.items():
+    for part, name in PARTS.items():
         group = groups[f"layer_{layer}/{name}"]
         masks = {leaf: np.asarray(found.pop(leaf)) for leaf in group.leaves if leaf in found}
         kept[part] = _same_positions(masks, group, f"layer {layer}: the mask of {part}") if masks else None

@@ -10,7 +10,10 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from mlprune_jax.cli import app
+from mlprune_jax.models.pretrained import save_pretrained
+from mlprune_jax.models.tasks import TaskModel, init_params
 from mlprune_jax.pipeline.folder import RunFolder
+from tests.pipeline.conftest import GEOMETRY
 
 LINES = 12
 
@@ -191,6 +194,16 @@ def test_a_path_that_checkpoints_cannot_be_read_from(refused, tmp_path):
 def test_a_density_that_blocks_cannot_reach(refused):
     """Found by review: it was refused after two stages had been trained."""
     refused(2, "density 0.15 cannot be reached", *prune("prune.density=0.15", "prune.blocks.shape=16x16"))
+
+
+def test_a_teacher_whose_layers_cannot_be_compared(refused, tmp_path):
+    other = shutil.copytree(tmp_path / "model", tmp_path / "shallow")
+    shallow = GEOMETRY.model_copy(update={"num_hidden_layers": 1})
+    params = init_params(TaskModel(shallow, "classification", 2), 0)
+    save_pretrained(other, shallow, params, kind="classification", labels=("0", "1"))
+    refused(2, "has 1 layers of 32 features, the student 2 of 32", *prune("prune.heads_rows.teacher=shallow"))
+    alone = prune("prune.heads_rows.teacher=shallow", "distillation.hidden_weight=0", "distillation.attention_weight=0")
+    assert CliRunner().invoke(app, [*alone, "--dry-run"]).exit_code == 0
 
 
 def test_pairs_need_two_token_types(refused, tmp_path):
