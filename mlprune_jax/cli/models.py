@@ -59,7 +59,7 @@ def inspect(folder: Folder, as_json: Json = False, debug: Debug = False) -> None
 
 
 def verify(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
-    """See that every file of a run, its checkpoints included, is what was written."""
+    """See that every model, stage and checkpoint of a run is what was written."""
 
     def work() -> dict[str, Any]:
         from mlprune_jax.pipeline.verification import verify_folder

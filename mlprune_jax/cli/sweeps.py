@@ -41,7 +41,7 @@ def sweep(
 
     def work() -> dict[str, Any]:
         from mlprune_jax.pipeline import grid
-        from mlprune_jax.pipeline.sweep import sweep as perform_sweep
+        from mlprune_jax.pipeline import sweep as sweeping
 
         if config is None and model is None and not overrides:
             raise ConfigError("nothing to prune", hint="give --config FILE, or --model, --task and --data")
@@ -49,9 +49,10 @@ def sweep(
         given = as_overrides(options, overrides)
         axes = grid.read_axes(load_settings(config, given), densities, seeds, vary or [])
         if dry_run:
+            sweeping.check_folder(output)
             runs = grid.expand(config, given, axes, output / "runs")
             return {"folder": str(output), "runs": [{"run": run.name, "after": run.after} for run in runs]}
-        result = perform_sweep(
+        result = sweeping.sweep(
             config, given, axes, output, backend=backend, resources=_resources(resources or []), quiet=quiet
         )
         return result if as_json else result | {"runs": [_row(record) for record in result["runs"]]}

@@ -17,6 +17,7 @@ from mlprune_jax.errors import ConfigError
 Settings = TypeVar("Settings", bound=BaseModel)
 
 MAX_BYTES = 1 << 20  # a config is a page; anything larger is another file given by mistake
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 COMPLETE_ONE = "`mlprune config show` prints a complete config, the demo's"
 MAX_SHOWN = 12  # wrong settings named in one message
 
@@ -58,7 +59,16 @@ def dump_config(model: BaseModel) -> str:
 
 def config_schema(cls: type[BaseModel]) -> dict[str, Any]:
     """The JSON Schema of a settings class, for editors' completion and checks."""
-    return cls.model_json_schema()
+    return _in_standard_words(cls.model_json_schema())
+
+
+def _in_standard_words(schema: Any) -> Any:
+    """A schema in JSON Schema's words for bounds: behind a validator of our own, pydantic leaves them in its own."""
+    if isinstance(schema, list):
+        return [_in_standard_words(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {_BOUNDS.get(key, key): _in_standard_words(value) for key, value in schema.items()}
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from mlprune_jax.config.geometry import Frozen, Integer, ModelConfig, Real
 
@@ -24,7 +24,13 @@ def parse_block(value: object) -> object:
     return tuple(int(part) for part in parts)
 
 
-Block = Annotated[tuple[Count, Count], BeforeValidator(parse_block)]
+_BLOCK_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "pattern": r"^ *[0-9]+ *[xX] *[0-9]+ *$"},
+        {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2},
+    ]
+}
+Block = Annotated[tuple[Count, Count], BeforeValidator(parse_block), WithJsonSchema(_BLOCK_SCHEMA)]
 
 
 class TrainSettings(Frozen):
@@ -71,7 +77,8 @@ class PruneStage(TrainSettings):
 
     Attributes:
         enabled: false skips the stage.
-        density: kept fraction of the DENSE encoder, by count, after this stage; unset: derived from ``prune.density``.
+        density: kept fraction of the DENSE encoder, by count, after this stage; unset: ``prune.density`` in the
+            last stage; of heads and rows before blocks a half, or ``prune.density`` where that is more.
         start_from: where the student's weights come from: "pretrained" is ``model``, "dense" the dense stage's result,
             else a folder; unset: the stage before.
         teacher: another teacher, named likewise; unset: the stage before.
@@ -96,7 +103,8 @@ class PruneStage(TrainSettings):
         final_cut: end with a cut to a count not above the target, see `mlprune_jax.pruning.density.cut_to`.
         recover: share of the epochs that comes after the cut and trains what is left, under a schedule of its own.
         short_schedule: what happens where thresholds cannot arrive in the steps there are: "mend" raises their
-            learning rate and says so, "refuse" stops before training, "allow" trains all the same.
+            learning rate and says so (of soft densities, which have none, it only says so), "refuse" stops before
+            training, "allow" trains all the same.
         freeze_embeddings: keep the embeddings as they are, as published.
     """
 
@@ -200,7 +208,8 @@ class Distillation(Frozen):
 
     Attributes:
         temperature: of the logits' KL divergence, whose term carries its square.
-        logit_weight, hidden_weight, attention_weight, task_weight: of each term.
+        logit_weight, hidden_weight, attention_weight, task_weight: of each term; attention counts in the layers where
+            student and teacher have the same heads, so not in those that lost some.
         average: "tokens" averages hidden states and attention over real tokens; "all" over padding too, as published.
     """
 
@@ -261,6 +270,12 @@ class TaskSettings(Frozen):
     def _columns_named(self) -> TaskSettings:
         if self.task == "custom" and not (self.text_columns and self.label_column):
             raise ValueError("task custom needs text_columns (one or two) and label_column")
+        of_custom = ("text_columns", "label_column", "labels", "regression")
+        given = [name for name in of_custom if getattr(self, name)]
+        if self.task != "custom" and given:
+            raise ValueError(
+                f"task {self.task} has columns and labels of its own: {', '.join(given)} is for task custom"
+            )
         if len(self.text_columns) > 2:
             raise ValueError(f"text_columns takes one or two names, got {len(self.text_columns)}")
         return self
@@ -292,7 +307,7 @@ class RunConfig(TaskSettings):
 
     Attributes:
         model: folder or hub id of a BERT; "demo" is a tiny fresh one of ``geometry`` with a generated vocabulary.
-        data: folder of the data; "hub" fetches GLUE and SQuAD; "demo" is generated.
+        data: folder of the data; "hub" fetches GLUE and SQuAD; "demo" is generated, with the model.
         compute_dtype: of products and activations; parameters and sums stay float32.
         fsdp: devices over which parameters and optimiser state are split, for training states that do not fit on one;
             the batch is split over all devices in any case.
@@ -331,6 +346,8 @@ class RunConfig(TaskSettings):
     def _geometry_given(self) -> RunConfig:
         if (self.model == "demo") != (self.geometry is not None):
             raise ValueError("model demo needs a geometry, and no other model takes one")
+        if (self.model == "demo") != (self.data == "demo"):
+            raise ValueError("model demo and data demo go together: both are generated")
         return self
 
     @model_validator(mode="after")

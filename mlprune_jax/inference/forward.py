@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.models.attention import attend
 from mlprune_jax.models.bert import add_into
 from mlprune_jax.models.names import Kind
 from pallas_kernels import BlockSparse, Implementation, block_sparse_matmul
@@ -143,20 +144,10 @@ def attention(
         query, key, value = (split[:, :, i] for i in range(3))
         context = jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
     else:
-        context = _plain_attention(split, lengths, head_dim, asking)
+        query, key, value = split.transpose(2, 0, 3, 1, 4)
+        real = jnp.arange(tokens)[None] < lengths[:, None]
+        context = attend(query[:, :, :asking], key, value, real).transpose(0, 2, 1, 3)
     return context.reshape(batch, -1, heads * head_dim)
-
-
-def _plain_attention(split: Array, lengths: Array, head_dim: int, asking: int | None) -> Float[Array, "B Q H K"]:
-    """Attention as two products with the softmax's division after the second: least memory traffic on a CPU."""
-    query, key, value = split.transpose(2, 0, 3, 1, 4)
-    query = query[:, :, :asking]
-    scores = jnp.einsum("bhlk,bhmk->bhlm", query, key, preferred_element_type=jnp.float32) * head_dim**-0.5
-    real = jnp.arange(split.shape[1])[None] < lengths[:, None]
-    scores = scores + jnp.where(real, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    context = jnp.einsum("bhlm,bhmk->bhlk", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    return (context / weights.sum(-1, keepdims=True)).transpose(0, 2, 1, 3)
 
 
 def _embed(form: Form, params: ModelParams, input_ids: Array, token_type_ids: Array) -> Hidden:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mlprune_jax.config.geometry import Indices, LayerShape, ModelConfig
+from mlprune_jax.models.attention import attend
 from pallas_kernels.block_sparse_matmul.epilogue import Activation, activate
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -179,8 +180,8 @@ class SelfAttention(_Part):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, attention_mask: Array, *, train: bool, asking: int | None
-    ) -> tuple[Asked, Probabilities]:
+        self, x: Hidden, attention_mask: Array, *, train: bool, asking: int | None, wanted: bool
+    ) -> tuple[Asked, Probabilities | None]:
         config, shape = self.config, self.shape
         heads = config.num_attention_heads if shape.heads is None else len(shape.heads)
         asked = x[:, :asking]
@@ -190,13 +191,19 @@ class SelfAttention(_Part):
             return features.reshape(*states.shape[:-1], heads, config.head_dim)
 
         query, key, value = heads_of("query", asked), heads_of("key", x), heads_of("value", x)
-        scores = jnp.einsum("blhk,bmhk->bhlm", query, key, preferred_element_type=jnp.float32)
-        scores = scores * config.head_dim**-0.5
-        # A finite floor keeps rows without any real token (batch padding) finite.
-        scores = jnp.where(attention_mask[:, None, None, :] != 0, scores, jnp.finfo(jnp.float32).min)
-        probabilities = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        weights = Dropout(config.attention_probs_dropout_prob)(probabilities, train=train)
-        context = jnp.einsum("bhlm,bmhk->blhk", weights, value).reshape(*asked.shape[:-1], -1)
+        probabilities = None
+        if train or wanted:
+            scores = jnp.einsum("blhk,bmhk->bhlm", query, key, preferred_element_type=jnp.float32)
+            scores = scores * config.head_dim**-0.5
+            # A finite floor keeps rows without any real token (batch padding) finite.
+            scores = jnp.where(attention_mask[:, None, None, :] != 0, scores, jnp.finfo(jnp.float32).min)
+            probabilities = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+            weights = Dropout(config.attention_probs_dropout_prob)(probabilities, train=train)
+            context = jnp.einsum("bhlm,bmhk->blhk", weights, value)
+        else:
+            query, key, value = (each.swapaxes(1, 2) for each in (query, key, value))
+            context = attend(query, key, value, attention_mask != 0).swapaxes(1, 2).astype(self.dtype)
+        context = context.reshape(*asked.shape[:-1], -1)
         features = config.hidden_size if shape.attention_output is None else len(shape.attention_output)
         update = self.project(features, "output")(context)
         return self.close(asked, update, shape.attention_output, train=train), probabilities
@@ -219,10 +226,11 @@ class Layer(_Part):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, attention_mask: Array, train: bool, asking: int | None
-    ) -> tuple[Asked, Probabilities]:
+        self, x: Hidden, attention_mask: Array, train: bool, asking: int | None, wanted: bool
+    ) -> tuple[Asked, Probabilities | None]:
         parts = (self.config, self.shape, self.dtype, self.dense)
-        x, probabilities = SelfAttention(*parts, name="attention")(x, attention_mask, train=train, asking=asking)
+        attention = SelfAttention(*parts, name="attention")
+        x, probabilities = attention(x, attention_mask, train=train, asking=asking, wanted=wanted)
         return FeedForward(*parts, name="ffn")(x, train=train), probabilities
 
 
@@ -239,12 +247,12 @@ class Encoder(nn.Module):
         self, x: Hidden, attention_mask: Array, *, train: bool, hidden: bool, attention: bool, first_only: bool
     ) -> Encoded:
         states, maps = [x], []
-        # of (self, x, mask, train, asking)
-        layer_class = nn.remat(Layer, static_argnums=(3, 4)) if self.rematerialize else Layer
+        # of (self, x, mask, train, asking, wanted)
+        layer_class = nn.remat(Layer, static_argnums=(3, 4, 5)) if self.rematerialize else Layer
         for i, shape in enumerate(self.config.layer_shapes):
             layer = layer_class(self.config, shape, self.dtype, self.dense, name=f"layer_{i}")
             is_last = i + 1 == self.config.num_hidden_layers
-            x, probabilities = layer(x, attention_mask, train, 1 if first_only and is_last else None)
+            x, probabilities = layer(x, attention_mask, train, 1 if first_only and is_last else None, attention)
             states.append(x)
             maps.append(probabilities)
         return Encoded(x, None, tuple(states) if hidden else (), tuple(maps) if attention else ())

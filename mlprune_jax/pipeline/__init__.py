@@ -1,4 +1,4 @@
-"""The whole of MLPruning in one call: dense -> head/row -> shrink -> block -> final, resumable between stages."""
+"""The whole of MLPruning in one call: dense -> head/row -> shrink -> block -> final, resumable at any step."""
 
 from mlprune_jax.pipeline.run import plan, resume, run
 

@@ -31,7 +31,21 @@ from mlprune_jax.training.processes import first_alone, is_first
 _log = logging.getLogger(__name__)
 
 REPORT = "stage.json"
+SUMMARY = "summary.json"
 LOCK = ".lock"
+
+
+def check_path(path: Path) -> None:
+    """See that what is saved under a path can be read again.
+
+    Raises:
+        ConfigError: it has brackets or backslashes, which orbax reads as patterns.
+    """
+    if re.search(r"\[.*\]|\\", str(path.resolve())):
+        raise ConfigError(
+            f"{path}: checkpoints cannot be read again from a path with brackets or backslashes",
+            hint="choose another folder with -o",
+        )
 
 
 class RunFolder:
@@ -43,7 +57,7 @@ class RunFolder:
     def __init__(self, root: Path):
         self.root = root
         self.final = root / "final"
-        self.summary = root / "summary.json"
+        self.summary = root / SUMMARY
         self.resolved = root / "config.resolved.yaml"
         self.checkpoints = root / "checkpoints"
 
@@ -53,14 +67,10 @@ class RunFolder:
         Raises:
             ConfigError: the folder exists and is not empty.
         """
+        check_path(self.root)
         first_alone(self._check_unused)
 
     def _check_unused(self) -> None:
-        if re.search(r"\[.*\]|\\", str(self.root.resolve())):
-            raise ConfigError(
-                f"{self.root}: checkpoints cannot be read again from a path with brackets or backslashes",
-                hint="choose another folder with -o",
-            )
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"{self.root} is a file", hint="choose a new folder with -o")
         if self.root.exists() and any(path.name != LOCK for path in self.root.iterdir()):

@@ -17,7 +17,7 @@ from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
 from mlprune_jax.files import read_json, write_json, write_text
 from mlprune_jax.pipeline.backends import BACKENDS, Job, Place
-from mlprune_jax.pipeline.folder import LOCK, RunFolder
+from mlprune_jax.pipeline.folder import LOCK, RunFolder, check_path
 from mlprune_jax.pipeline.grid import Axes, SweepRun, expand
 from mlprune_jax.pipeline.run import FREE_TO_CHANGE
 from mlprune_jax.training.interrupt import StopRequest
@@ -55,7 +55,7 @@ def sweep(
     """
     base = load_config(RunConfig, file, overrides)
     runs = expand(file, overrides, axes, folder / "runs")
-    _check_folder(folder)
+    check_folder(folder)
     with RunFolder(folder).locked(), StopRequest() as stopping:
         book = _Book(folder, base)
         book.add(axes, runs)
@@ -71,8 +71,13 @@ def sweep(
     return {"folder": str(folder), "runs": records}
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder of something else before a lock is put into it."""
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that no run could use, or that holds something else, before anything is put into it.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    check_path(folder)
     if not folder.exists() or (folder / "sweep.json").is_file():
         return
     if not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()):
@@ -108,6 +113,12 @@ class _Book:
 
     def add(self, axes: Axes, runs: Sequence[SweepRun]) -> None:
         """Enter runs that are not there yet, and write every run's config."""
+        for run in runs:
+            if self.runs.get(run.name, {}).get("settings", run.settings) != run.settings:
+                raise ConfigError(
+                    f"{self.folder} has another run named {run.name}, of {self.runs[run.name]['settings']}",
+                    hint="write one of the values differently, or sweep into another folder",
+                )
         grid = {place: list(values) for place, values in axes.items()}
         if grid not in self.content["grids"]:
             self.content["grids"].append(grid)
@@ -141,6 +152,9 @@ class _Book:
 
     def write_results(self) -> list[dict[str, Any]]:
         """A record of each run; those with results become the lines of ``sweep.jsonl``."""
+        for name, run in self.runs.items():
+            if run["state"] == "finished" and not RunFolder(self._workdir(name)).summary.is_file():
+                self.note(name, {"state": "waiting", "reason": "its folder is gone"})
         records = [self._record(name) for name in self.runs]
         lines = [json.dumps(record) + "\n" for record in records if record["state"] == "finished"]
         write_text(self.folder / "sweep.jsonl", "".join(lines))

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mlprune_jax.errors import DataError, IntegrityError
+from mlprune_jax.files import read_json
 from mlprune_jax.manifest import MANIFEST, check_manifest
-from mlprune_jax.pipeline.folder import REPORT
+from mlprune_jax.pipeline.folder import SUMMARY
 from mlprune_jax.training.checkpoint import QUARANTINE, SAVING
 
 
@@ -15,7 +16,8 @@ def verify_folder(path: Path) -> dict[str, Any]:
     """See that everything finished under a folder is what was written.
 
     Args:
-        path: a run, or any folder of it that has a manifest. Checkpoints are checked too, those in quarantine left out.
+        path: a run, a folder that holds some, or any folder of one that has a manifest. Checkpoints are checked too,
+            those in quarantine left out; of a finished run, what its summary names must be there.
 
     Returns:
         ``{"folder", "checked": folders, "files": count}``.
@@ -27,9 +29,8 @@ def verify_folder(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise DataError(f"no folder {str(path)!r}", hint="pass a run's folder, or a folder of it")
     folders = {manifest.parent for manifest in path.rglob(MANIFEST)}
-    folders |= {report.parent for report in path.glob(f"stages/*/{REPORT}")}
-    if (path / "summary.json").is_file():
-        folders.add(path / "final")
+    for run in (summary.parent for summary in path.rglob(SUMMARY)):
+        folders |= {run / "final", *(run / "stages" / name for name in read_json(run / SUMMARY).get("stages", ()))}
     folders = {folder for folder in folders if not _unfinished(folder.relative_to(path))}
     if not folders:
         raise DataError(f"{path} holds nothing with a {MANIFEST}", hint="only what a run has finished can be verified")
@@ -41,7 +42,9 @@ def verify_folder(path: Path) -> dict[str, Any]:
             damage.append(error.message)
     if damage:
         raise IntegrityError(
-            "\n".join(damage), hint="resume trains a removed stage again, and writes final/ again from the stages"
+            "\n".join(damage),
+            hint="take it from a copy; `mlprune resume` writes final/ again where that is gone or damaged, and trains "
+            "a stage of an unfinished run again where its folder was removed",
         )
     return {"folder": str(path), "checked": len(folders), "files": files}
 

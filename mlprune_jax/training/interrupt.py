@@ -20,6 +20,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """Inside a ``with``, the first signal only sets this; called, it says whether to stop.
 
+    One within another, as a run's within a sweep's, passes on what it was asked when it ends.
+
     Python hands signals to the main thread alone: used in another, nothing is caught and nothing changes. Of several
     processes one alone may get the signal, and all must stop after the same step: jax's own SIGTERM handler sees to
     that, so this leaves it in its place and turns SIGINT into SIGTERM.
@@ -47,6 +49,9 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if self._asked and isinstance(outer, StopRequest):
+                outer._asked = True
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

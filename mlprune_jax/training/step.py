@@ -54,11 +54,12 @@ def make_train_step(
     Returns:
         The step; ``key`` is folded with the step's number for dropout.
     """
-    wants_hidden = teacher is not None and distillation is not None and distillation.hidden_weight > 0
-    wants_attention = teacher is not None and distillation is not None and distillation.attention_weight > 0
-
     layers = zip(model.config.layer_shapes, teacher.config.layer_shapes, strict=False) if teacher is not None else ()
     same_heads = [own.heads == other.heads for own, other in layers]
+    wants_hidden = teacher is not None and distillation is not None and distillation.hidden_weight > 0
+    wants_attention = any(same_heads) and distillation is not None and distillation.attention_weight > 0
+    if distillation is not None and not wants_attention:  # no layer to compare: neither model need keep its attention
+        distillation = distillation.model_copy(update={"attention_weight": 0.0})
 
     masks_of = partial(compute_masks, groups, temperature=temperature, threshold_gradient=threshold_gradient)
     run = partial(run_model, hidden=wants_hidden, attention=wants_attention)

@@ -1,4 +1,6 @@
 import contextlib
+import json
+import re
 from typing import Annotated, Literal
 
 import pytest
@@ -8,6 +10,7 @@ from pydantic import Field, model_validator
 
 from mlprune_jax.config.geometry import Frozen, Integer, ModelConfig, Real
 from mlprune_jax.config.loading import MAX_BYTES, MAX_SHOWN, config_schema, dump_config, load_config
+from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.config.yaml_text import read_yaml
 from mlprune_jax.errors import ConfigError
 
@@ -178,6 +181,30 @@ def test_schema_names_every_setting():
     schema = config_schema(Run)
     assert schema["properties"].keys() == Run.model_fields.keys()
     assert schema["additionalProperties"] is False
+
+
+def test_the_schema_of_a_run_says_what_is_allowed_in_standard_words():
+    schema = config_schema(RunConfig)
+    stage = schema["$defs"]["BlockStage"]["properties"]
+    assert stage["batch_size"]["minimum"] == 1
+    assert stage["recover"]["exclusiveMaximum"] == 1
+    text, pair = stage["shape"]["anyOf"]
+    assert re.search(text["pattern"], "16x32")
+    assert not re.search(text["pattern"], "16")
+    assert pair["items"]["minimum"] == 1
+    assert not re.search(r'"(ge|gt|le|lt)":', json.dumps(schema))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["labels=[a, b]", "regression=true"], "labels, regression is for task custom"),
+        (["text_columns=[a]", "label_column=b"], "text_columns, label_column is for task custom"),
+        (["data=demo"], "model demo and data demo go together"),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(overrides, told):
+    assert told in message(load_config, RunConfig, None, ["model=m", "task=sst2", "data=d", *overrides])
 
 
 @given(st.builds(Run, model=st.text(), learning_rate=st.floats(1e-12, 1e12), stages=st.lists(st.text()).map(tuple)))

@@ -211,6 +211,20 @@ def test_verify_notices_a_lost_manifest(undisturbed, tmp_path, folder):
         verify_folder(copied)
 
 
+@pytest.mark.parametrize("folder", ["final", "stages/dense"])
+def test_verify_misses_what_a_finished_run_has_lost(undisturbed, tmp_path, folder):
+    copied = shutil.copytree(undisturbed, tmp_path / "sweep" / "runs" / "copy")
+    shutil.rmtree(copied / folder)
+    with pytest.raises(IntegrityError, match=folder):
+        verify_folder(tmp_path / "sweep")
+
+
+def test_a_stage_without_a_manifest_is_one_that_a_run_was_killed_in(stopped):
+    before = verify_folder(stopped)["checked"]
+    (stopped / "stages" / "dense" / MANIFEST).unlink()
+    assert verify_folder(stopped)["checked"] == before - 1
+
+
 def test_a_damaged_model_answers_nothing(undisturbed, tmp_path):
     copied = shutil.copytree(undisturbed, tmp_path / "copy")
     flip(copied / "final" / "model.safetensors")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -13,6 +14,7 @@ from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
 from mlprune_jax.pipeline import backends
 from mlprune_jax.pipeline.sweep import sweep
+from mlprune_jax.training.interrupt import StopRequest
 
 AXES = {"prune.density": [0.5, 0.4], "seed": [0]}
 NAMES = ["dense_seed-0", "density-0.5_seed-0", "density-0.4_seed-0"]
@@ -170,6 +172,42 @@ def test_a_signal_between_two_runs(base, pretended, tmp_path, monkeypatch):
     with pytest.raises(Preempted, match="1 of 3 runs"):
         sweep(base, [], AXES, tmp_path / "s")
     assert pretended.made == [("run", "dense_seed-0")]
+
+
+def test_a_signal_that_a_run_has_no_step_left_for_stops_the_sweep(base, pretended, tmp_path, monkeypatch):
+    def interrupted(*arguments, **more):
+        with StopRequest():  # a run's own, asked after its last step
+            pretended.run(*arguments, **more)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(backends, "run", interrupted)
+    with pytest.raises(Preempted, match="1 of 3 runs"):
+        sweep(base, [], AXES, tmp_path / "s")
+    assert pretended.made == [("run", NAMES[0])]
+
+
+def test_a_run_whose_folder_is_gone_waits_and_spoils_no_other_result(base, pretended, tmp_path):
+    sweep(base, [], AXES, tmp_path / "s")
+    shutil.rmtree(tmp_path / "s" / "runs" / NAMES[1])
+    told = sweep(base, [], AXES | {"prune.density": [0.3]}, tmp_path / "s")
+    assert {run["run"]: run["state"] for run in told["runs"]}[NAMES[1]] == "waiting"
+    assert len((tmp_path / "s" / "sweep.jsonl").read_text().splitlines()) == 3
+    sweep(base, [], AXES, tmp_path / "s")
+    assert pretended.made[-1] == ("run", NAMES[1])
+
+
+def test_another_run_of_the_same_name_is_refused(base, pretended, tmp_path):
+    sweep(base, [], AXES | {"data": ["a/b"]}, tmp_path / "s")
+    with pytest.raises(ConfigError, match="has another run named dense_seed-0_data-a-b"):
+        sweep(base, [], AXES | {"data": ["a b"]}, tmp_path / "s")
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_folder_that_no_run_could_use_is_refused_first(base, pretended, tmp_path, more):
+    done = CliRunner().invoke(app, ["sweep", "--config", str(base), "-o", str(tmp_path / "[s]"), *more])
+    assert done.exit_code == 2
+    assert "brackets" in done.stderr
+    assert not (tmp_path / "[s]").exists()
 
 
 def test_the_command_line(base, pretended, tmp_path, monkeypatch):

@@ -146,6 +146,16 @@ def test_a_signal_is_a_request(number):
     assert signal.getsignal(number) is before
 
 
+def test_a_request_within_another_passes_on_what_it_was_asked():
+    with StopRequest() as outer:
+        with StopRequest():
+            pass
+        assert not outer()
+        with StopRequest():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert outer()
+
+
 def test_a_second_signal_ends_the_process():
     program = """if True:
         import os, signal, time
