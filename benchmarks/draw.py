@@ -2,8 +2,9 @@
 
     python benchmarks/draw.py [--out docs/pictures]
 
-Needs the extra ``report``. Runs are ``minilm_*_seed*.json`` (the stages of one run) and ``controls_*.json``
-(benchmarks/controls.py); speeds are ``bench_*.json`` (`mlprune bench RUN --json`), named after the runs they measure.
+Needs the extra ``report``. Runs are ``minilm_*_seed*.json`` (the stages of one run), ``curve_*.json`` (a run a density,
+dense first) and ``controls_*.json`` (benchmarks/controls.py); speeds are ``bench_*.json`` (`mlprune bench RUN --json`),
+named after the runs they measure.
 """
 
 import argparse
@@ -24,13 +25,13 @@ def score(report):
 
 
 def curves():
-    """Density and points lost of every stage, by run."""
-    found = {}
-    for path in sorted(RESULTS.glob("minilm_*_seed*.json")):
-        stages = read_json(path)["stages"]
-        dense = score(stages["dense"])
-        found[path.stem] = [(s["density"]["encoder"], dense - score(s)) for s in stages.values()]
-    return found
+    """Density and points lost: of every stage, by run, and of runs to several densities from one dense model."""
+    measured = {path.stem: list(read_json(path)["stages"].values()) for path in RESULTS.glob("minilm_*_seed*.json")}
+    measured |= {path.stem: read_json(path)["runs"] for path in RESULTS.glob("curve_*.json")}
+    return {
+        name: [(each["density"]["encoder"], score(reports[0]) - score(each)) for each in reports]
+        for name, reports in sorted(measured.items())
+    }
 
 
 def ways():
@@ -49,7 +50,7 @@ def draw_density(axes):
     for name, points in curves().items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("minilm_"))
     axes.invert_xaxis()
-    axes.set(xlabel="encoder parameters kept", ylabel="points lost", title="one run each, all stages")
+    axes.set(xlabel="encoder parameters kept", ylabel="points lost", title="a run's stages; curve: a run a density")
     axes.legend(fontsize=8)
 
 

@@ -54,6 +54,16 @@ def test_gradients_are_the_same(monkeypatch):
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("sizes", ["3, length", "batch, 5"])
+def test_sizes_may_be_symbols(loops, sizes):
+    batch, length = jax.export.symbolic_shape(sizes)
+    state = jax.ShapeDtypeStruct((batch, HEADS, length, FEATURES), jnp.float32)
+    real = jax.ShapeDtypeStruct((batch, length), bool)
+    exported = jax.export.export(jax.jit(lambda *arrays: attend(*arrays)))(state, state, state, real)
+    ones = jnp.ones((BATCH, HEADS, TOKENS, FEATURES))
+    np.testing.assert_allclose(exported.call(ones, ones, ones, REAL), ones, atol=1e-6)
+
+
 def test_half_precision_sums_in_float32(loops):
     found = attend(*states(jnp.bfloat16), REAL)
     assert found.dtype == jnp.float32
