@@ -17,7 +17,7 @@ from describe import describe
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.models import attention
-from mlprune_jax.models.tasks import TaskModel, init_params
+from mlprune_jax.models.tasks import TaskModel, init_params, predict_logits
 
 ATTENTIONS = [(8, 384, 12, 64), (16, 384, 12, 32), (8, 512, 12, 64), (16, 256, 12, 32), (32, 128, 12, 64)]
 """Examples, tokens, heads, features of a head."""
@@ -63,7 +63,8 @@ def make_forward(params, batch, tokens):
 
     def make():
         model = TaskModel(CONFIG, "span", 2)
-        run = jax.jit(lambda params: model.apply({"params": params}, ids, ids, ids * 0).logits)
+        batch = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids * 0}
+        run = jax.jit(lambda params: predict_logits(model, params, batch))
         return lambda: run(params)
 
     return make

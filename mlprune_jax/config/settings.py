@@ -210,6 +210,8 @@ class Distillation(Frozen):
         temperature: of the logits' KL divergence, whose term carries its square.
         logit_weight, hidden_weight, attention_weight, task_weight: of each term; attention counts in the layers where
             student and teacher have the same heads, so not in those that lost some.
+        recovery: what recovery compares: "all" of these, or "logits" alone. Those the teacher then answers once for the
+            whole training set, where recovery passes over it more than once.
         average: "tokens" averages hidden states and attention over real tokens; "all" over padding too, as published.
     """
 
@@ -218,7 +220,14 @@ class Distillation(Frozen):
     hidden_weight: Rate = 0.9
     attention_weight: Rate = 0.9
     task_weight: Rate = 0.1
+    recovery: Literal["all", "logits"] = "all"
     average: Literal["tokens", "all"] = "tokens"
+
+    @property
+    def of_recovery(self) -> Distillation:
+        """The terms of recovery."""
+        dropped = {"hidden_weight": 0.0, "attention_weight": 0.0} if self.recovery == "logits" else {}
+        return self.model_copy(update=dropped)
 
     @property
     def compares_layers(self) -> bool:

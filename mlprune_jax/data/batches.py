@@ -6,12 +6,12 @@ a jitted step is compiled once for each bucket.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from mlprune_jax.data.encode import Encoded
 from mlprune_jax.errors import ConfigError, DataError
@@ -30,13 +30,22 @@ class Batches:
         batch_size: rows of a batch.
         buckets: lengths in tokens that a batch may have, ascending; the last holds the longest example.
         seed: of the order.
+        columns: what a batch holds beside its examples, by name: from their numbers and the batch's length.
 
     Raises:
         ConfigError: the buckets are not ascending or too short, or the batch size is below 1.
         DataError: there are fewer examples than ``batch_size``, or they have no labels.
     """
 
-    def __init__(self, encoded: Encoded, *, batch_size: int, buckets: Sequence[int], seed: int):
+    def __init__(
+        self,
+        encoded: Encoded,
+        *,
+        batch_size: int,
+        buckets: Sequence[int],
+        seed: int,
+        columns: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] | None = None,
+    ):
         _check_batch_size(batch_size)
         if encoded.labels is None:
             raise DataError("the training examples have no labels", hint="pass a split that has labels")
@@ -48,6 +57,7 @@ class Batches:
         self._encoded = encoded
         self._batch_size = batch_size
         self._seed = seed
+        self._columns = columns or {}
         self._buckets, self._bucket_of = _sort_into_buckets(encoded, buckets)
         self._plan = lru_cache(maxsize=2)(self._plan_epoch)
         self.steps_per_epoch = len(encoded) // batch_size
@@ -78,7 +88,9 @@ class Batches:
     def _rows(self, step: int, share: slice) -> Batch:
         epoch, position = divmod(step, self.steps_per_epoch)
         rows, lengths = self._plan(epoch)
-        return gather(self._encoded, rows[position][share], int(lengths[position]))
+        drawn, length = rows[position][share], int(lengths[position])
+        more = {name: column(drawn, length) for name, column in self._columns.items()}
+        return gather(self._encoded, drawn, length) | more
 
     def _plan_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, "steps batch"], Int64[np.ndarray, " steps"]]:
         """Which examples each batch of the epoch holds, and its length."""
@@ -160,12 +172,19 @@ def _sort_into_buckets(encoded: Encoded, buckets: Sequence[int]) -> tuple[tuple[
     return needed, np.searchsorted(needed, encoded.lengths)
 
 
-def gather(encoded: Encoded, rows: np.ndarray, length: int) -> Batch:
-    """The examples ``rows``, padded to ``length`` tokens."""
+def token_places(
+    encoded: Encoded, rows: np.ndarray, length: int
+) -> tuple[Int64[np.ndarray, "rows length"], Bool[np.ndarray, "rows length"]]:
+    """Where the tokens of examples lie in ``encoded.input_ids``, and which of ``length`` places have one."""
     starts = encoded.offsets[rows, None]
     places = np.arange(length)
     real = places < encoded.offsets[rows + 1, None] - starts
-    at = np.where(real, starts + places, 0)
+    return np.where(real, starts + places, 0), real
+
+
+def gather(encoded: Encoded, rows: np.ndarray, length: int) -> Batch:
+    """The examples ``rows``, padded to ``length`` tokens."""
+    at, real = token_places(encoded, rows, length)
     batch = {
         "input_ids": np.where(real, encoded.input_ids[at], np.int32(encoded.pad_id)),
         "attention_mask": real.astype(np.int32),

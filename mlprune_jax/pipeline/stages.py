@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from mlprune_jax.config.geometry import ModelConfig
-from mlprune_jax.config.settings import BlockStage, PruneStage, RunConfig, TrainSettings
-from mlprune_jax.data.batches import Batches
+from mlprune_jax.config.settings import BlockStage, Distillation, PruneStage, RunConfig, TrainSettings
+from mlprune_jax.data.batches import Batches, eval_batches
 from mlprune_jax.data.encode import Encoded
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.models.bert import DTYPES
@@ -43,10 +43,12 @@ from mlprune_jax.training.importance import BATCHES, evenly_ranked, fisher_score
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.loop import fit
 from mlprune_jax.training.mesh import Layout
+from mlprune_jax.training.metrics import make_forward
 from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
 from mlprune_jax.training.speed import RATES, Meter, peak_memory, step_work
 from mlprune_jax.training.state import Fixed, TrainState, merge, place_state, split_frozen
 from mlprune_jax.training.step import make_train_step
+from mlprune_jax.training.teaching import TEACHER_LOGITS, Column, ask_teacher
 
 _log = logging.getLogger(__name__)
 
@@ -91,10 +93,10 @@ class Context:
         dtype = DTYPES[self.config.compute_dtype]
         return TaskModel(config, self.task.kind, self.num_labels, dtype, rematerialize=self.config.rematerialize)
 
-    def batches(self, settings: TrainSettings, stage: str) -> Batches:
+    def batches(self, settings: TrainSettings, stage: str, columns: Mapping[str, Column] | None = None) -> Batches:
         """Training batches of a stage, a pure function of (seed, stage, step)."""
-        seed = stage_seed(self.config.seed, stage)
-        return Batches(self.train, batch_size=settings.batch_size, buckets=self.config.buckets, seed=seed)
+        seed, size = stage_seed(self.config.seed, stage), settings.batch_size
+        return Batches(self.train, batch_size=size, buckets=self.config.buckets, seed=seed, columns=columns)
 
 
 class Learned(NamedTuple):
@@ -148,6 +150,7 @@ def train_plain(
     model: Model,
     *,
     teacher: Model | None = None,
+    distillation: Distillation | None = None,
     masks: Masks | None = None,
     freeze_embeddings: bool = False,
 ) -> Model:
@@ -168,6 +171,7 @@ def train_plain(
         plain_optimizer(settings, steps),
         Fixed(frozen, masks, None),
         teacher,
+        distillation,
         measure=lambda trained: score(context, whole(trained)),
     )
     return whole(result)
@@ -212,6 +216,7 @@ def _recover(
         settings.recover * settings.epochs,
         model,
         teacher=teacher,
+        distillation=context.config.distillation.of_recovery if context.config.distillation else None,
         masks=masks,
         freeze_embeddings=settings.freeze_embeddings,
     )
@@ -254,6 +259,7 @@ def _learn(
         optimizer,
         Fixed(frozen),
         teacher,
+        context.config.distillation,
         cost,
     )
     scores = jax.tree.map(jnp.asarray, trained["scores"])
@@ -305,6 +311,7 @@ def _train(
     optimizer: optax.GradientTransformation,
     fixed: Fixed,
     teacher: Model | None,
+    distillation: Distillation | None,
     cost: Cost | None = None,
     measure: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -313,7 +320,9 @@ def _train(
     With ``measure``, which gives the dev metrics of what is trained, that is the state which measured best.
     """
     layout, run = context.layout, context.config
-    taught = teacher if run.distillation is not None else None
+    distillation = distillation if teacher is not None else None
+    columns = _teacher_columns(context, teacher, distillation, steps * settings.batch_size)
+    taught = teacher if distillation is not None and not columns else None
     state = place_state(layout, trained, optimizer)
     learning = {name: getattr(settings, name) for name in ("temperature", "threshold_gradient")} if cost else {}
     step = make_train_step(
@@ -322,14 +331,14 @@ def _train(
         groups=cost.groups if cost else (),
         **learning,
         teacher=context.module(taught.config) if taught else None,
-        distillation=run.distillation if taught else None,
+        distillation=distillation,
         accumulate=settings.accumulate,
         deterministic=run.deterministic,
         out_shardings=(layout.shardings(state), layout.everywhere),
     )
     fixed = layout.place(fixed._replace(teacher=taught.params if taught else None))
-    batches = context.batches(settings, stage)
-    all_layers = taught is not None and run.distillation is not None and run.distillation.compares_layers
+    batches = context.batches(settings, stage, columns)
+    all_layers = distillation is not None and distillation.compares_layers
     first_only = first_token_suffices(context.task.kind, all_layers=all_layers)
     work = step_work(config, taught.config if taught else None, first_only=first_only)
     meter = Meter(work, run.compute_dtype)
@@ -366,6 +375,17 @@ def _train(
     )
     context.measured(stage, {"steps": steps, "steps_here": steps - done, "peak_memory_bytes": peak_memory(), **rates})
     return layout.to_host(keeper.best(state).trained)
+
+
+def _teacher_columns(
+    context: Context, teacher: Model | None, distillation: Distillation | None, draws: int
+) -> dict[str, Column]:
+    """A teacher's logits for the training split, where they are all that is compared, and it answers less often so."""
+    if teacher is None or distillation is None or distillation.compares_layers or draws <= len(context.train):
+        return {}
+    batches = eval_batches(context.train, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
+    forward = make_forward(context.module(teacher.config), context.layout)
+    return {TEACHER_LOGITS: ask_teacher(forward, context.layout.place(teacher.params), context.train, batches)}
 
 
 def learning_steps(context: Context, settings: PruneStage) -> int:

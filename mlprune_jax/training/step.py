@@ -15,8 +15,9 @@ from mlprune_jax.pruning.binarize import ThresholdGradient
 from mlprune_jax.pruning.granularity import Group
 from mlprune_jax.pruning.masks import apply_masks, compute_masks
 from mlprune_jax.pruning.regularizer import DensityPenaltyState
-from mlprune_jax.training.losses import distillation_loss, task_loss
+from mlprune_jax.training.losses import distillation_loss, logit_divergence, task_loss
 from mlprune_jax.training.state import Fixed, TrainState, merge
+from mlprune_jax.training.teaching import TEACHER_LOGITS
 
 Batch = dict[str, Any]
 Step = jax.stages.Wrapped  # jitted (state, fixed, batch, key) -> (state, metrics)
@@ -46,7 +47,8 @@ def make_train_step(
         groups: what scores and thresholds learn to prune; empty for dense training or fixed masks.
         temperature, threshold_gradient: of the thresholds, see `binarize`.
         teacher: its model; ``fixed.teacher`` holds its parameters.
-        distillation: loss weights; needed with a teacher.
+        distillation: loss weights; needed with a teacher. Without one batches hold its logits (`ask_teacher`), which
+            then are all that is compared.
         accumulate: parts that a batch is taken in, one after the other; gradients and losses are the parts' means.
         deterministic: forbid GPU operations whose sums depend on the order of threads; slower there, nothing elsewhere.
         out_shardings: of the state and of the metrics; unset: as they come.
@@ -69,13 +71,18 @@ def make_train_step(
         if groups:
             params = apply_masks(params, masks_of(trained["scores"], trained.get("thresholds")))
         outputs = run(model, params, batch, train=True, rngs={"dropout": key})
-        terms = {"task": task_loss(outputs.logits, batch["labels"], model.kind, batch["attention_mask"])}
-        if teacher is not None and distillation is not None:
+        mask = batch["attention_mask"]
+        terms = {"task": task_loss(outputs.logits, batch["labels"], model.kind, mask)}
+        if distillation is None:
+            return terms["task"], terms
+        terms["task"] = distillation.task_weight * terms["task"]
+        if teacher is None:
+            told = batch[TEACHER_LOGITS]
+            divergence = logit_divergence(outputs.logits, told, distillation.temperature, model.kind, mask)
+            terms["logit"] = distillation.logit_weight * divergence
+        else:
             target = jax.lax.stop_gradient(run(teacher, fixed.teacher, batch))
-            terms["task"] = distillation.task_weight * terms["task"]
-            terms |= distillation_loss(
-                outputs, target, batch["attention_mask"], distillation, model.kind, same_heads=same_heads
-            )
+            terms |= distillation_loss(outputs, target, mask, distillation, model.kind, same_heads=same_heads)
         return sum(terms.values(), jnp.zeros(())), terms
 
     gradients = jax.value_and_grad(loss, has_aux=True)

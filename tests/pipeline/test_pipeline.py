@@ -21,6 +21,7 @@ from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
 from mlprune_jax.pruning.density import dense_size
 from mlprune_jax.pruning.granularity import MATRICES, matrix_shapes
+from mlprune_jax.training.teaching import ask_teacher
 from tests.inference.conftest import close
 
 TARGET = 0.4
@@ -279,6 +280,25 @@ def test_a_really_pruned_model_answers_packed_as_with_zeros(finished, tiny, tmp_
     assert "xla" in {each.choice.implementation for each in packed.decisions(2, 24)}
     inputs = np.random.default_rng(0).integers(1, served.config.vocab_size, (2, 24)), np.array([24, 9])
     close(packed.logits(*inputs), zeros.logits(*inputs))
+
+
+def test_a_recovery_of_logits_asks_the_teacher_once(tiny, tmp_path, monkeypatch):
+    """And ends where one does that asks it in every step."""
+    stage = {**tiny.settings["dense"], "recover": 0.75, "epochs": 2}
+    prune = {"density": 0.5, "heads_rows": stage, "blocks": {"enabled": False}}
+    config = tiny.config(prune=prune, distillation={"recovery": "logits"}, dense={"enabled": False}, log_every=1)
+    asked = []
+
+    def counting(*arguments):
+        asked.append(arguments)
+        return ask_teacher(*arguments)
+
+    monkeypatch.setattr("mlprune_jax.pipeline.stages.ask_teacher", counting)
+    once = pipeline.run(config, tmp_path / "once", quiet=True)["final"]
+    assert len(asked) == 1
+    monkeypatch.setattr("mlprune_jax.pipeline.stages._teacher_columns", lambda *_: {})
+    always = pipeline.run(config, tmp_path / "always", quiet=True)["final"]
+    assert once["loss"] == pytest.approx(always["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize(("densities", "low", "high"), [("learned", -0.5, 0.5), ("soft", 0.25, 0.75)])

@@ -1,0 +1,54 @@
+"""A teacher's logits for a whole split, asked once instead of in every step that draws an example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from mlprune_jax.data.batches import token_places
+from mlprune_jax.data.encode import Encoded
+
+TEACHER_LOGITS = "teacher_logits"
+"""The name of the column of a training batch that holds them."""
+
+Column = Callable[[np.ndarray, int], np.ndarray]
+
+
+def ask_teacher(forward: Any, params: Any, encoded: Encoded, batches: Iterable[dict[str, Any]]) -> Column:
+    """What a teacher answers to every example of a split.
+
+    Args:
+        forward: see `mlprune_jax.training.metrics.make_forward`.
+        params: the teacher's parameters.
+        encoded: the split, with labels.
+        batches: of it, from `mlprune_jax.data.batches.eval_batches`.
+
+    Returns:
+        ``(rows, length) -> logits``: of the examples ``rows``, float32 [rows, num_labels], or [rows, length, 2] for
+        spans, 0 where an example has no token.
+    """
+    found = [_answer(forward, params, batch) for batch in batches]
+    if found[0][1].ndim == 2:
+        of_examples = np.empty((len(encoded), found[0][1].shape[1]), np.float32)
+        for rows, logits in found:
+            of_examples[rows] = logits
+        return lambda rows, _: of_examples[rows]
+    of_tokens = np.empty((len(encoded.input_ids), 2), np.float32)
+    for rows, logits in found:
+        at, real = token_places(encoded, rows, logits.shape[1])
+        of_tokens[at[real]] = logits[real]
+
+    def column(rows: np.ndarray, length: int) -> np.ndarray:
+        at, real = token_places(encoded, rows, length)
+        return np.where(real[..., None], of_tokens[at], np.float32(0))
+
+    return column
+
+
+def _answer(forward: Any, params: Any, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of a batch's examples and their logits, without the rows that fill it up."""
+    real = batch["weights"] > 0
+    logits, _ = forward(params, {name: rows for name, rows in batch.items() if name not in ("weights", "index")})
+    return batch["index"][real], np.asarray(logits)[real]
