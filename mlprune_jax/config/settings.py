@@ -73,7 +73,8 @@ class DenseStage(TrainSettings):
 class PruneStage(TrainSettings):
     """What head/row and block pruning have in common.
 
-    The defaults are the recipe that measured best here (docs/results.md); ``configs/published.yaml`` has the paper's.
+    The defaults are MLPruning with the changes of docs/architecture.md; ``configs/published.yaml`` is the paper's own.
+    What measured best since (docs/results.md) are the recipes ``configs/minilm_*`` with soft densities.
 
     Attributes:
         enabled: false skips the stage.
