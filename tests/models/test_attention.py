@@ -16,6 +16,7 @@ REAL = jnp.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]) > 0
 def loops(request, monkeypatch):
     limit = 2**25 if request.param == "whole" else 4 * BATCH * HEADS * ASKED * TOKENS - 1
     monkeypatch.setattr(attention, "LARGEST_SCORES", limit)
+    monkeypatch.setattr(attention, "FUSED_TOKENS", TOKENS - 1)
     monkeypatch.setattr(attention, "_one_by_one", lambda: True)
     return request.param != "whole"
 
@@ -43,12 +44,18 @@ def test_large_scores_are_computed_one_example_at_a_time(loops):
     assert ("scan" in str(jax.make_jaxpr(lambda *arrays: attend(*arrays))(*states(), REAL))) == loops
 
 
+def test_what_is_fused_is_never_looped_over(loops, monkeypatch):
+    monkeypatch.setattr(attention, "FUSED_TOKENS", TOKENS)
+    assert "scan" not in str(jax.make_jaxpr(lambda *arrays: attend(*arrays))(*states(), REAL))
+
+
 def test_gradients_are_the_same(monkeypatch):
     def loss(arrays):
         return jnp.sum(jnp.sin(attend(*arrays, REAL)))
 
     whole = jax.grad(loss)(states())
     monkeypatch.setattr(attention, "LARGEST_SCORES", 0)
+    monkeypatch.setattr(attention, "FUSED_TOKENS", 0)
     monkeypatch.setattr(attention, "_one_by_one", lambda: True)
     for found, wanted in zip(jax.grad(loss)(states()), whole, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-6)
