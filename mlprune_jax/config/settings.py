@@ -224,6 +224,12 @@ class Distillation(Frozen):
     recovery: Literal["all", "logits"] = "all"
     average: Literal["tokens", "all"] = "tokens"
 
+    @model_validator(mode="after")
+    def _logits_count(self) -> Distillation:
+        if self.recovery == "logits" and self.logit_weight == 0:
+            raise ValueError("recovery logits needs a logit_weight above 0: nothing else would be compared")
+        return self
+
     @property
     def of_recovery(self) -> Distillation:
         """The terms of recovery."""

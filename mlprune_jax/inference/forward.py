@@ -1,7 +1,7 @@
 """The forward that serves: what `mlprune_jax.models.bert` computes, with fused products and no training in it.
 
 Q, K and V are one product; attention is the platform's fused one on GPUs; each matrix is dense or block-sparse as its
-plan says. `Bert` is the slow, obvious twin that tests compare with.
+plan says. `Bert` is the slow, obvious twin that tests compare with; `attend`, which both call, has tests of its own.
 
 Axis names: B batch, L tokens, Q those of them that ask, D hidden size, N kept output features of a matrix,
 H kept heads, K features of a head.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 FUSED_TOKENS = 256
-"""Tokens up to which a CPU is 1.4 to 2.4 times as fast with all examples at once (jax 0.10.2): XLA seems to fuse."""
+"""Tokens up to which a CPU is faster with all examples at once (docs/results.md, jax 0.10.2): XLA seems to fuse."""
 
 LARGEST_SCORES = 2**25
 """Bytes of longer examples' scores that a CPU computes at once. What is larger glibc's malloc maps anew for each use,
@@ -39,6 +39,7 @@ def attend(
 
 
 def _too_large(*sizes: Any, tokens: Any) -> bool:
+    """Whether scores of ``sizes`` (examples, heads, queries) and ``tokens`` keys are neither fused nor fit a cache."""
     if not all(isinstance(size, int) for size in (*sizes, tokens)):  # symbols, in an export
         return False
     return tokens > FUSED_TOKENS and 4 * math.prod(sizes) * tokens > LARGEST_SCORES

@@ -150,11 +150,11 @@ def train_plain(
     model: Model,
     *,
     teacher: Model | None = None,
-    distillation: Distillation | None = None,
     masks: Masks | None = None,
     freeze_embeddings: bool = False,
 ) -> Model:
-    """Train without learning what to prune: dense fine-tuning, or recovery under fixed masks."""
+    """Train without learning what to prune: dense fine-tuning, or recovery under fixed masks, from a teacher."""
+    distillation = context.config.distillation
     steps = num_steps(context, settings, epochs)
     trained, frozen = split_frozen(model.params, freeze_embeddings=freeze_embeddings)
 
@@ -171,7 +171,7 @@ def train_plain(
         plain_optimizer(settings, steps),
         Fixed(frozen, masks, None),
         teacher,
-        distillation,
+        distillation.of_recovery if distillation else None,
         measure=lambda trained: score(context, whole(trained)),
     )
     return whole(result)
@@ -216,7 +216,6 @@ def _recover(
         settings.recover * settings.epochs,
         model,
         teacher=teacher,
-        distillation=context.config.distillation.of_recovery if context.config.distillation else None,
         masks=masks,
         freeze_embeddings=settings.freeze_embeddings,
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mlprune_jax.config.settings import Distillation
+from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.tasks import TaskModel, run_model
 from mlprune_jax.pruning.binarize import ThresholdGradient
 from mlprune_jax.pruning.granularity import Group
@@ -55,7 +56,15 @@ def make_train_step(
 
     Returns:
         The step; ``key`` is folded with the step's number for dropout.
+
+    Raises:
+        ConfigError: ``distillation`` compares hidden states or attention, and there is no teacher to have them.
     """
+    if distillation is not None and teacher is None and distillation.compares_layers:
+        raise ConfigError(
+            "distillation compares hidden states or attention, and no teacher is given",
+            hint="give the teacher, or set hidden_weight and attention_weight to 0 and its logits into the batches",
+        )
     layers = zip(model.config.layer_shapes, teacher.config.layer_shapes, strict=False) if teacher is not None else ()
     same_heads = [own.heads == other.heads for own, other in layers]
     wants_hidden = teacher is not None and distillation is not None and distillation.hidden_weight > 0

@@ -7,6 +7,7 @@ import pytest
 from mlprune_jax.config.settings import Distillation, TrainSettings
 from mlprune_jax.data.batches import Batches, eval_batches
 from mlprune_jax.data.encode import Encoded
+from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.tasks import TaskModel, init_params, predict_logits
 from mlprune_jax.training.mesh import Layout
 from mlprune_jax.training.metrics import make_forward
@@ -71,6 +72,16 @@ def test_a_step_is_the_same_with_the_teacher_and_with_its_logits(told, accumulat
     assert stored["logit"] > 0
     for name in ("loss", "task", "logit", "grad_norm"):
         np.testing.assert_allclose(stored[name], asked[name], rtol=1e-4)
+
+
+def test_hidden_states_cannot_be_compared_without_the_teacher(told):
+    with pytest.raises(ConfigError, match="no teacher is given"):
+        make_train_step(told[0], plain_optimizer(TrainSettings(), 10), distillation=Distillation())
+
+
+def test_a_recovery_that_compares_nothing_is_refused():
+    with pytest.raises(ValueError, match="needs a logit_weight above 0"):
+        Distillation(recovery="logits", logit_weight=0)
 
 
 def test_recovery_compares_all_unless_told():
