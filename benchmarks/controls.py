@@ -77,13 +77,15 @@ def main():
     args = parser.parse_args()
     plain = load_config(RunConfig, args.config)
     stage = "heads_rows" if plain.prune.heads_rows.enabled else "blocks"
+    strength = {"max_strength": getattr(plain.prune, stage).max_strength}  # for all ways, whose defaults differ
     result = describe() | {"config": args.config.name, "stage": stage, "seeds": {}}
     for seed in map(int, args.seeds.split(",")):
         common, dense = [f"model={args.model}", f"data={args.data}", f"seed={seed}"], args.folder / f"dense_seed{seed}"
         alone = dense_alone(load_config(RunConfig, args.config, common))
         found = result["seeds"][seed] = {"dense": row(finish(dense, alone), density=False)}
         for way in args.only.split(","):
-            settings = [f"prune.{stage}.{key}={json.dumps(value)}" for key, value in WAYS[way].items()]
+            named = strength | WAYS[way]
+            settings = [f"prune.{stage}.{key}={json.dumps(value)}" for key, value in named.items()]
             config = after_dense(load_config(RunConfig, args.config, common + settings), dense)
             found[way] = row(finish(args.folder / f"{way}_seed{seed}", config))
             print(seed, way, {k: v for k, v in found[way].items() if k != "layers"}, flush=True)

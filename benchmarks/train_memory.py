@@ -41,7 +41,8 @@ def measure(batch_size, steps, *, rematerialize=False, accumulate=1):
     student = TaskModel(CONFIG, "classification", 2, rematerialize=rematerialize)
     teacher = TaskModel(CONFIG, "classification", 2)
     groups = find_groups(CONFIG, (HEAD, ROW))
-    optimizer = pruning_optimizer(HeadRowStage(), 1000, counted_budget(HeadRowCost(CONFIG, groups)), 0.5, 1e-2)
+    stage = HeadRowStage(densities="learned")
+    optimizer = pruning_optimizer(stage, 1000, counted_budget(HeadRowCost(CONFIG, groups)), 0.5)
     params = init_params(student, 0)
     trained, frozen = split_frozen(params, freeze_embeddings=True)
     tree = {"params": trained, "scores": init_scores(groups), "thresholds": init_thresholds(groups, 1.0)}

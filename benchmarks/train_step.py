@@ -50,8 +50,8 @@ def prepare(params, cost: Cost | None, teacher=None):
         optimizer = plain_optimizer(TrainSettings(), 1000)
     else:
         groups = cost.groups
-        stage: PruneStage = HeadRowStage()
-        optimizer = pruning_optimizer(stage, 1000, counted_budget(cost), 0.5, 1e-2)
+        stage: PruneStage = HeadRowStage(densities="learned")
+        optimizer = pruning_optimizer(stage, 1000, counted_budget(cost), 0.5)
         tree |= {"scores": init_scores(groups, "kaiming_uniform"), "thresholds": init_thresholds(groups, 1.0)}
     options = {"teacher": MODEL, "distillation": Distillation()} if teacher is not None else {}
     step = make_train_step(MODEL, optimizer, groups=groups, **options)

@@ -155,7 +155,8 @@ def jax_step(batch, *, pruning, dtype="float32"):
         state = init_state({"params": params}, optimizer)
     else:
         groups = find_groups(CONFIG, (HEAD, ROW))
-        optimizer = pruning_optimizer(HeadRowStage(), 1000, counted_budget(HeadRowCost(CONFIG, groups)), 0.5, 1e-2)
+        stage = HeadRowStage(densities="learned")
+        optimizer = pruning_optimizer(stage, 1000, counted_budget(HeadRowCost(CONFIG, groups)), 0.5)
         trained, frozen = split_frozen(params, freeze_embeddings=True)
         tree = {"params": trained, "scores": init_scores(groups, "kaiming_uniform")}
         state = init_state(tree | {"thresholds": init_thresholds(groups, 1.0)}, optimizer)

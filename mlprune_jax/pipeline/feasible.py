@@ -10,7 +10,7 @@ from mlprune_jax.data.tasks import Task
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.pruning.density import BlockCost, Cost, HeadRowCost, check_reachable
 from mlprune_jax.pruning.granularity import HEAD, PARTS, ROW, BlockShape, block, find_groups
-from mlprune_jax.training.arrival import threshold_rate
+from mlprune_jax.training.arrival import arriving
 
 
 def check_model(config: RunConfig, task: Task, start: ModelConfig, blocks: ModelConfig, *, fresh_head: bool) -> None:
@@ -110,4 +110,4 @@ def _smallest(cost: HeadRowCost) -> ModelConfig:
 def _check_target(stage: PruneStage, cost: Cost, target: float, steps: int) -> None:
     check_reachable(cost, target)
     if stage.short_schedule == "refuse":
-        threshold_rate(stage, cost, target, steps)
+        arriving(stage, cost, target, steps)

@@ -38,7 +38,7 @@ from mlprune_jax.pruning.density import (
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
 from mlprune_jax.pruning.masks import apply_masks, init_scores, init_thresholds, magnitudes, masks_keeping
 from mlprune_jax.pruning.shrink import shrink
-from mlprune_jax.training.arrival import threshold_rate
+from mlprune_jax.training.arrival import arriving
 from mlprune_jax.training.importance import BATCHES, evenly_ranked, fisher_scores, per_parameter
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.loop import fit
@@ -233,7 +233,7 @@ def _learn(
     """Train weights, scores and thresholds together; return them, and the units to keep before rounding to tiles."""
     steps = learning_steps(context, settings)
     soft, temperature = settings.densities == "soft", settings.temperature
-    rate = threshold_rate(settings, cost, target, steps)
+    settings = arriving(settings, cost, target, steps)
     if settings.steer_by_count:
         budget, aim = counted_budget(cost, temperature=temperature, soft=soft), target
         start = density(cost, {group.name: group.size for group in cost.groups})
@@ -247,7 +247,7 @@ def _learn(
     }
     if not soft:
         trained["thresholds"] = init_thresholds(cost.groups, settings.threshold_start)
-    optimizer = pruning_optimizer(settings, steps, budget, aim, rate, start=start)
+    optimizer = pruning_optimizer(settings, steps, budget, aim, start=start)
     trained = _train(
         context,
         stage,

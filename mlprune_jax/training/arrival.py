@@ -1,4 +1,4 @@
-"""Whether thresholds can arrive at their target in the steps there are, before any step is taken."""
+"""Whether what decides can arrive at its target in the steps there are, before any step is taken."""
 
 from __future__ import annotations
 
@@ -23,53 +23,41 @@ def target_logit(cost: Cost, target: float, temperature: float) -> float:
     return low
 
 
-def threshold_rate(settings: PruneStage, cost: Cost, target: float, steps: int) -> float:
-    """The thresholds' learning rate, raised where they could not arrive otherwise; 0 where there are none.
+def arriving(settings: PruneStage, cost: Cost, target: float, steps: int) -> PruneStage:
+    """The settings, with the learning rate of what decides raised where it could not arrive otherwise.
 
-    A threshold moves by about its learning rate per Adam step, and the schedule's mean rate is half its peak, so in
-    ``steps`` it travels at most ``steps * peak / 2``.
+    Thresholds decide, or soft scores, which go when they fall below 0. Either moves by about its learning rate per Adam
+    step, and the schedule's mean rate is half its peak, so in ``steps`` it travels at most ``steps * peak / 2``. A rate
+    of 0 stays: who sets it wants the order that scores begin with, and the final cut to choose by it.
 
     Args:
         settings: of the stage.
         cost: prices the stage's units.
         target: density over the dense encoder.
-        steps: of the stage.
+        steps: those that the stage learns in.
 
     Raises:
-        ConfigError: too few steps and ``short_schedule`` is "refuse", for thresholds or for soft scores, or a target
-            that cannot be reached at all.
+        ConfigError: too few steps and ``short_schedule`` is "refuse", or a target that cannot be reached at all.
     """
     check_reachable(cost, target)
     if settings.densities == "soft":
-        _check_soft_scores(settings, steps)
-        return 0.0
-    way = settings.threshold_start - target_logit(cost, target, settings.temperature)
-    rate = settings.threshold_learning_rate
+        what, start, way = "score", settings.score_scale, settings.score_scale
+    else:
+        what, start = "threshold", settings.threshold_start
+        way = start - target_logit(cost, target, settings.temperature)
+    name = f"{what}_learning_rate"
+    rate = getattr(settings, name)
     if way <= rate * steps / 2 or settings.short_schedule == "allow":
-        return rate
+        return settings
     needed = MARGIN * way / (steps / 2)
     reason = (
-        f"thresholds start at {settings.threshold_start:g} and must fall by {way:.1f} for density {target:g}, but "
-        f"{steps} steps at a peak learning rate of {rate:g} move them by {rate * steps / 2:.1f} at most"
+        f"{what}s start at {start:g} and must fall by {way:.2g} for density {target:g}, but {steps} steps at a peak "
+        f"learning rate of {rate:g} move them by {rate * steps / 2:.2g} at most"
     )
     if settings.short_schedule == "refuse":
-        raise ConfigError(
-            reason,
-            hint=f"set threshold_learning_rate to {needed:.2g}, train longer, or set short_schedule: mend",
-        )
+        raise ConfigError(reason, hint=f"set {name} to {needed:.2g}, train longer, or set short_schedule: mend")
+    if rate == 0:
+        _log.warning("%s: the final cut chooses alone", reason)
+        return settings
     _log.warning("%s; raised to %.2g", reason, needed)
-    return needed
-
-
-def _check_soft_scores(settings: PruneStage, steps: int) -> None:
-    """Say, or refuse, that scores are too far above 0 to fall below it; their rate is not mended, which orders them."""
-    rate = settings.score_learning_rate
-    if settings.score_scale <= rate * steps / 2 or settings.short_schedule == "allow":
-        return
-    reason = (
-        f"scores start at {settings.score_scale:g} and go when they fall below 0, but {steps} steps at a peak learning "
-        f"rate of {rate:g} move them by {rate * steps / 2:.2g} at most: the final cut would choose alone"
-    )
-    if settings.short_schedule == "refuse":
-        raise ConfigError(reason, hint="lower score_scale, raise score_learning_rate, or train longer")
-    _log.warning("%s", reason)
+    return settings.model_copy(update={name: needed})

@@ -66,7 +66,7 @@ def plain_optimizer(settings: TrainSettings, steps: int) -> optax.GradientTransf
 
 
 def pruning_optimizer(
-    settings: PruneStage, steps: int, budget: Budget, target: float, threshold_rate: float, *, start: float = 1.0
+    settings: PruneStage, steps: int, budget: Budget, target: float, *, start: float = 1.0
 ) -> optax.GradientTransformation:
     """Penalty, then clip, then AdamW; for trees ``{"params", "scores", "thresholds"}``, or soft without the last.
 
@@ -77,7 +77,7 @@ def pruning_optimizer(
     one_norm = settings.clip == "all"
     rates = {"scores": settings.score_learning_rate}
     if settings.densities != "soft":
-        rates["thresholds"] = threshold_rate
+        rates["thresholds"] = settings.threshold_learning_rate
     penalty = add_density_penalty(
         budget,
         ramped_target(target, settings.ramp, steps, start),

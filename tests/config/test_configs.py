@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlprune_jax.config.loading import dump_config, load_config
-from mlprune_jax.config.settings import RunConfig
+from mlprune_jax.config.settings import PruneStage, RunConfig
 
 FOLDER = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -43,3 +43,13 @@ def test_published_differs_from_the_defaults_as_published():
         assert (stage.ramp, stage.recover, stage.steer_by_count, stage.final_cut) == (None, 0, False, False)
     assert config.prune.heads_rows.start_from == "pretrained"
     assert (config.task, config.distillation.average, config.prune.blocks.shape) == ("qqp", "all", (16, 16))
+
+
+def test_densities_by_threshold_have_the_published_scores_and_penalty():
+    soft, learned = PruneStage(), PruneStage(densities="learned")
+    names = ("score_init", "score_scale", "two_sided", "max_strength", "clip")
+    assert soft.densities == "soft"
+    assert [getattr(soft, name) for name in names] == ["fisher", 0.3, True, 2000, "weights"]
+    assert [getattr(learned, name) for name in names] == ["constant", 0, False, 20000, "all"]
+    assert PruneStage(densities="equal", clip="weights").clip == "weights"
+    assert PruneStage.model_validate(soft.model_dump()) == soft

@@ -242,14 +242,14 @@ def test_resumed_stage_is_bit_identical(copied, finished, half_written):
     assert not (copied / "stages" / "blocks" / "leftover").exists()
 
 
-SOFT = {"densities": "soft", "score_scale": 0.5, "score_learning_rate": 0.3, "clip": "weights"}
+LEARNED = {"densities": "learned"}
 MAGNITUDE = {"densities": "equal", "score_init": "magnitude", "score_learning_rate": 0.0}
 
 
 @pytest.mark.parametrize(
     ("alone", "settings"),
-    [("blocks", {}), ("heads_rows", {}), ("heads_rows", SOFT), ("blocks", MAGNITUDE)],
-    ids=["blocks", "heads_rows", "heads_rows by soft movement", "blocks by magnitude"],
+    [("blocks", {}), ("heads_rows", {}), ("heads_rows", LEARNED), ("blocks", LEARNED), ("blocks", MAGNITUDE)],
+    ids=["blocks", "heads_rows", "heads_rows by thresholds", "blocks by thresholds", "blocks by magnitude"],
 )
 def test_one_pruning_stage_alone(finished, tiny, tmp_path, alone, settings):
     """Dense is disabled too: the model is fine-tuned already."""
@@ -335,16 +335,24 @@ def test_heads_rows_from_a_given_folder(finished, tiny, tmp_path):
 
 
 def test_soft_scores_start_above_zero(tiny):
-    stage = {**tiny.settings["prune"]["blocks"], "densities": "soft"}
-    with pytest.raises(ValueError, match=r"all scores must start there.*got constant and 0"):
+    stage = {**tiny.settings["prune"]["blocks"], "score_scale": 0}
+    with pytest.raises(ValueError, match=r"all scores must start there.*got fisher and 0"):
         tiny.config(prune={"density": 0.4, "blocks": stage})
 
 
 @pytest.mark.parametrize(
     ("stage", "run", "told"),
     [
-        ({"score_init": "fisher"}, {}, r"score_init fisher spreads scores over.*score_scale above 0"),
-        ({"score_init": "uniform"}, {}, r"score_init uniform spreads scores over.*score_scale above 0"),
+        (
+            {"densities": "learned", "score_init": "fisher"},
+            {},
+            r"score_init fisher spreads scores over.*score_scale above 0",
+        ),
+        (
+            {"densities": "learned", "score_init": "uniform"},
+            {},
+            r"score_init uniform spreads scores over.*score_scale above 0",
+        ),
         ({"ramp": [0.8, 0.2]}, {}, r"ramp \[0\.8, 0\.2\] ends before it begins"),
         ({"teacher": "dense"}, {"distillation": None}, "names a teacher, and distillation is null"),
     ],

@@ -13,7 +13,7 @@ from mlprune_jax.models.bert import Encoded
 from mlprune_jax.models.tasks import Outputs
 from mlprune_jax.pruning.density import HeadRowCost
 from mlprune_jax.pruning.granularity import HEAD, ROW, find_groups
-from mlprune_jax.training.arrival import threshold_rate
+from mlprune_jax.training.arrival import arriving
 from mlprune_jax.training.losses import distillation_loss, logit_divergence, task_loss
 from mlprune_jax.training.metrics import METRICS
 from mlprune_jax.training.optimizer import linear_schedule, ramped_target, weight_optimizer
@@ -113,30 +113,29 @@ def test_schedules():
     assert float(half(jnp.int32(50))) == pytest.approx(0.2)
 
 
-def test_thresholds_that_cannot_arrive_are_refused_or_mended(caplog):
+@pytest.mark.parametrize(("densities", "what"), [("learned", "threshold"), ("soft", "score")])
+def test_what_cannot_arrive_is_refused_or_mended(densities, what, caplog):
     config = ModelConfig()
     cost = HeadRowCost(config, find_groups(config, (HEAD, ROW)))
-    stage = HeadRowStage(threshold_learning_rate=1e-2, threshold_start=10)
-    assert threshold_rate(stage, cost, 0.5, 4000) == 1e-2
+    start = {"threshold": {"threshold_start": 10}, "score": {"score_scale": 10}}[what]
+    stage = HeadRowStage(densities=densities, **start, **{f"{what}_learning_rate": 1e-2})
+    assert arriving(stage, cost, 0.5, 4000) == stage
     assert not caplog.messages
-    mended = threshold_rate(stage, cost, 0.5, 500)
-    assert mended * 500 / 2 > 10
-    assert "must fall by" in caplog.text
+    mended = arriving(stage, cost, 0.5, 500)
+    assert getattr(mended, f"{what}_learning_rate") * 500 / 2 > 10
+    assert f"{what}s start at 10 and must fall by" in caplog.text
     with pytest.raises(ConfigError, match="must fall by"):
-        threshold_rate(stage.model_copy(update={"short_schedule": "refuse"}), cost, 0.5, 500)
-    assert threshold_rate(stage.model_copy(update={"short_schedule": "allow"}), cost, 0.5, 500) == 1e-2
+        arriving(stage.model_copy(update={"short_schedule": "refuse"}), cost, 0.5, 500)
+    allowing = stage.model_copy(update={"short_schedule": "allow"})
+    assert arriving(allowing, cost, 0.5, 500) == allowing
 
 
-def test_soft_scores_that_cannot_fall_below_zero_are_refused_or_said_so(caplog):
+def test_scores_that_are_not_to_learn_stay_and_it_is_said_so(caplog):
     config = ModelConfig()
     cost = HeadRowCost(config, find_groups(config, (HEAD, ROW)))
-    stage = HeadRowStage(densities="soft", score_scale=3.0, two_sided=True)
-    assert threshold_rate(stage, cost, 0.5, 600) == 0
-    assert not caplog.messages
-    assert threshold_rate(stage, cost, 0.5, 10) == 0
-    assert "move them by 0.05 at most" in caplog.text
-    with pytest.raises(ConfigError, match="fall below 0, but 10 steps"):
-        threshold_rate(stage.model_copy(update={"short_schedule": "refuse"}), cost, 0.5, 10)
+    stage = HeadRowStage(score_init="fisher", score_learning_rate=0)
+    assert arriving(stage, cost, 0.5, 500) == stage
+    assert "the final cut chooses alone" in caplog.text
 
 
 def test_biases_and_norms_do_not_decay():

@@ -25,14 +25,14 @@ def gradients(seed: int) -> Any:
     }
 
 
-def trained(steps: int = 6, **settings: Any) -> Any:
+def trained(steps: int = 6, *, densities: str = "learned", **settings: Any) -> Any:
     """Parameters after some steps of ``settings``; the budget is the mean of the kept fractions."""
-    stage = BlockStage(ramp=None, warmup=0.0, learning_rate=1e-2, **settings)
+    stage = BlockStage(densities=densities, ramp=None, warmup=0.0, learning_rate=1e-2, **settings)
 
     def budget(thresholds):
         return jnp.mean(jax.nn.sigmoid(jnp.stack(list(thresholds.values()))))
 
-    optimizer = pruning_optimizer(stage, 100, budget, 0.3, 0.1)
+    optimizer = pruning_optimizer(stage, 100, budget, 0.3)
     params = jax.tree.map(jnp.zeros_like, gradients(0)) | {"thresholds": {"a": jnp.float32(2), "b": jnp.float32(2)}}
     state = optimizer.init(params)
     for seed in range(steps):
@@ -76,9 +76,9 @@ def test_a_model_that_is_small_already_follows_its_ramp_under_a_two_sided_penalt
     cost = BlockCost(half, find_groups(half, (block((8, 8)),)))
     whole = density(cost, {group.name: group.size for group in cost.groups})
     assert 0.2 < whole < 0.5
-    stage = BlockStage(densities="soft", score_scale=0.1, two_sided=True, clip="weights")
+    stage = BlockStage(score_scale=0.1, max_strength=20000)
     budget, steps = counted_budget(cost, soft=True), 100
-    optimizer = pruning_optimizer(stage, steps, budget, whole / 2, 0.0, start=whole)
+    optimizer = pruning_optimizer(stage, steps, budget, whole / 2, start=whole)
     params = {"params": {}, "scores": init_scores(cost.groups, "constant", scale=0.1)}
     state = optimizer.init(params)
 

@@ -38,9 +38,9 @@ def batch(seed=0):
 @pytest.fixture(scope="module")
 def setting():
     params = init_params(MODEL, 0)
-    stage = HeadRowStage(threshold_learning_rate=0.5, learning_rate=1e-2, warmup=0.0, ramp=None)
+    stage = HeadRowStage(densities="learned", threshold_learning_rate=0.5, learning_rate=1e-2, warmup=0.0, ramp=None)
     budget = counted_budget(HeadRowCost(CONFIG, GROUPS))
-    optimizer = pruning_optimizer(stage, 100, budget, 0.4, 0.5)
+    optimizer = pruning_optimizer(stage, 100, budget, 0.4)
     step = make_train_step(MODEL, optimizer, groups=GROUPS, teacher=MODEL, distillation=Distillation())
     trained, frozen = split_frozen(params, freeze_embeddings=True)
     tree = {"params": trained, "scores": init_scores(GROUPS), "thresholds": init_thresholds(GROUPS, 5.0)}
