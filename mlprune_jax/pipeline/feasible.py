@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
-from mlprune_jax.config.settings import Prune, PruneStage, RunConfig
+from mlprune_jax.config.settings import OF_THRESHOLDS, Prune, PruneStage, RunConfig
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.pruning.density import BlockCost, Cost, HeadRowCost, check_reachable
 from mlprune_jax.pruning.granularity import HEAD, PARTS, ROW, BlockShape, block, find_groups
 from mlprune_jax.training.arrival import arriving
+
+_log = logging.getLogger(__name__)
 
 
 def check_model(config: RunConfig, task: Task, start: ModelConfig, blocks: ModelConfig, *, fresh_head: bool) -> None:
@@ -109,5 +112,14 @@ def _smallest(cost: HeadRowCost) -> ModelConfig:
 
 def _check_target(stage: PruneStage, cost: Cost, target: float, steps: int) -> None:
     check_reachable(cost, target)
+    if stage.mixes_methods:
+        _log.warning(
+            "densities %s with the scores and penalty of soft ones: a complete config names all of %s; leave them out "
+            "for what was published",
+            stage.densities,
+            ", ".join(OF_THRESHOLDS),
+        )
+    if stage.densities == "soft" and not stage.two_sided:
+        _log.warning("densities soft without two_sided: nothing brings back scores that fall below 0 together")
     if stage.short_schedule == "refuse":
         arriving(stage, cost, target, steps)

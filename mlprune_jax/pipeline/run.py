@@ -250,6 +250,13 @@ class _Run:
                         f"prune.{name}.teacher {source!r} has no head for task {self.task.name}: it cannot teach",
                         hint="name a model that was fine-tuned for the task, or none: the stage before teaches",
                     )
+                if use == "start_from" and fresh and stage.score_init == "fisher":
+                    _log.warning(
+                        "prune.%s starts from %s, whose head is untrained: Fisher's order says little of it; "
+                        "score_init: constant starts from none",
+                        name,
+                        source,
+                    )
                 if use == "teacher" and source in given:
                     check_teacher(self.config, name, self.start.config, given[source].config)
         return given

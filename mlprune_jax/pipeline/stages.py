@@ -29,6 +29,7 @@ from mlprune_jax.pruning.density import (
     HeadRowCost,
     counted_budget,
     counted_logits,
+    cut_scores,
     cut_to,
     dense_size,
     density,
@@ -39,7 +40,7 @@ from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
 from mlprune_jax.pruning.masks import apply_masks, init_scores, init_thresholds, magnitudes, masks_keeping
 from mlprune_jax.pruning.shrink import shrink
 from mlprune_jax.training.arrival import arriving
-from mlprune_jax.training.importance import BATCHES, evenly_ranked, fisher_scores, per_parameter
+from mlprune_jax.training.importance import BATCHES, first_scores, fisher_scores
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.loop import fit
 from mlprune_jax.training.mesh import Layout
@@ -263,12 +264,13 @@ def _learn(
     )
     scores = jax.tree.map(jnp.asarray, trained["scores"])
     if soft:
-        counts = {name: int(positive_units(value)) for name, value in scores.items()}
-        logits = counted_logits(cost, counts, temperature)
+        before = {name: int(positive_units(value)) for name, value in scores.items()}
+        logits, kept = counted_logits(cost, before, temperature), cut_scores(cost, scores, target)
     else:
         logits = {name: float(value) for name, value in trained["thresholds"].items()}
-    before = threshold_counts(cost, logits, temperature)
-    kept = cut_to(cost, logits, target, temperature=temperature) if settings.final_cut else before
+        before = threshold_counts(cost, logits, temperature)
+        kept = cut_to(cost, logits, target, temperature=temperature)
+    kept = kept if settings.final_cut else before
     _log.info("%s: density %.4f by count, %.4f after the cut", stage, density(cost, before), density(cost, kept))
     masks = jax.device_get(masks_keeping(cost.groups, scores, cost.round_up(kept)))
     thresholds = {name: np.float32(value) for name, value in logits.items()}
@@ -285,11 +287,10 @@ def _first_scores(
         batches = context.batches(part, f"{stage}.fisher").iterate(0, BATCHES)
         placed = (context.layout.batch(batch) for batch in batches)
         params = context.layout.place(student.params)
-        found = context.layout.to_host(fisher_scores(context.module(student.config), cost.groups, params, placed))
-        low, high = settings.fisher_range
-        if settings.densities == "soft":  # one threshold for all groups, so one order
-            return evenly_ranked(per_parameter(found, cost), low, high)
-        return {name: evenly_ranked({name: value}, low, high)[name] for name, value in found.items()}
+        module, deterministic = context.module(student.config), context.config.deterministic
+        scored = fisher_scores(module, cost.groups, params, placed, deterministic=deterministic)
+        found, soft = context.layout.to_host(scored), settings.densities == "soft"
+        return first_scores(found, cost, *settings.fisher_range, one_order=soft)
     seed = stage_seed(context.config.seed, f"{stage}.scores")
     return init_scores(cost.groups, settings.score_init, seed=seed, scale=settings.score_scale)
 

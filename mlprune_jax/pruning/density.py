@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mlprune_jax.config.geometry import ModelConfig
@@ -25,6 +26,7 @@ from mlprune_jax.pruning.granularity import HEAD, ROW, BlockShape, Group, find_g
 Number = Any  # int, float or a traced scalar: the same polynomial serves all three
 Fractions = Mapping[str, Number]
 Logits = Mapping[str, Float[Array, "..."]]  # by group: its threshold, or where there is none its units' scores
+ByUnit = Mapping[str, Array | np.ndarray]  # by group: a number for each of its units
 Budget = Callable[[Logits], Float[Array, ""]]
 
 
@@ -244,6 +246,51 @@ def cut_to(cost: Cost, thresholds: Mapping[str, float], target: float, *, temper
         if step <= group.size and density(cost, {**kept, group.name: step}) <= target:
             kept[group.name] = step
             open_groups.append(group)
+    return kept
+
+
+def cut_scores(cost: Cost, scores: ByUnit, target: float) -> dict[str, int]:
+    """Units to keep in each group so that the count is not above ``target``, the highest scores of all groups first.
+
+    One threshold for all: groups keep what scores above it. Of equal scores every group keeps the same share. Then
+    single units follow, in the same order, as long as one of any group fits.
+
+    Args:
+        cost: prices kept units.
+        scores: by group.
+        target: density over the dense encoder, by count.
+
+    Returns:
+        Kept units by group, at least one each, before rounding to tiles (`Cost.round_up`).
+
+    Raises:
+        ConfigError: the target lies below what one unit per group costs.
+    """
+    check_reachable(cost, target)
+    names, sizes = [group.name for group in cost.groups], [group.size for group in cost.groups]
+    falling = np.concatenate([np.sort(np.ravel(scores[name]))[::-1] for name in names])
+    groups, ranks = np.repeat(np.arange(len(names)), sizes), np.concatenate([np.arange(size) for size in sizes])
+    order = np.lexsort(((ranks + 0.5) / np.repeat(sizes, sizes), -falling))
+    groups, ranks = groups[order], ranks[order]
+
+    def first(units: int) -> dict[str, int]:
+        counts = np.maximum(np.bincount(groups[:units], minlength=len(names)), 1)
+        return dict(zip(names, counts.tolist(), strict=True))
+
+    fits, too_many = 0, order.size + 1
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if density(cost, first(middle)) <= target else (fits, middle)
+    kept, open_names = first(fits), set(names)
+    for name, rank in zip((names[group] for group in groups[fits:]), ranks[fits:].tolist(), strict=True):
+        if not open_names:
+            break
+        if name not in open_names or rank < cost.round_up(kept)[name]:
+            continue
+        if density(cost, {**kept, name: rank + 1}) <= target:
+            kept[name] = rank + 1
+        else:
+            open_names.remove(name)
     return kept
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array
 
 from mlprune_jax.models.tasks import TaskModel, run_model
@@ -15,12 +17,18 @@ from mlprune_jax.pruning.density import Cost
 from mlprune_jax.pruning.granularity import Group
 from mlprune_jax.pruning.masks import apply_masks, spread
 from mlprune_jax.training.losses import task_loss
+from mlprune_jax.training.step import compiler_options
 
 BATCHES = 32  # that the squared gradients are summed over
 
 
 def fisher_scores(
-    model: TaskModel, groups: tuple[Group, ...], params: Any, batches: Iterable[dict[str, Any]]
+    model: TaskModel,
+    groups: tuple[Group, ...],
+    params: Any,
+    batches: Iterable[dict[str, Any]],
+    *,
+    deterministic: bool = False,
 ) -> dict[str, Array]:
     """Squared gradients of the task's loss in the units' masks, all kept, summed over batches.
 
@@ -31,7 +39,9 @@ def fisher_scores(
         model: the student.
         groups: whose units are scored.
         params: of the student.
-        batches: labelled, as the model takes them; small ones come nearer to the definition.
+        batches: labelled, as the model takes them; small ones come nearer to the definition. One whose gradients are
+            not finite is left out, as a training step would be.
+        deterministic: see `mlprune_jax.training.step.make_train_step`.
 
     Returns:
         Float32 scores by group, shaped like its units.
@@ -41,10 +51,11 @@ def fisher_scores(
         outputs = run_model(model, apply_masks(params, spread(groups, units)), batch)
         return task_loss(outputs.logits, batch["labels"], model.kind, batch["attention_mask"])
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options(deterministic=deterministic))
     def add(total: dict[str, Array], params: Any, batch: dict[str, Any]) -> dict[str, Array]:
         gradient = jax.grad(loss)({g.name: jnp.ones(g.units) for g in groups}, params, batch)
-        return jax.tree.map(lambda so_far, new: so_far + jnp.square(new), total, gradient)
+        finite = jnp.isfinite(optax.tree.norm(gradient))
+        return jax.tree.map(lambda so_far, new: so_far + jnp.where(finite, jnp.square(new), 0.0), total, gradient)
 
     total = {g.name: jnp.zeros(g.units) for g in groups}
     for batch in batches:
@@ -66,3 +77,15 @@ def per_parameter(scores: Mapping[str, Array | np.ndarray], cost: Cost) -> dict[
     full = {group.name: group.size for group in cost.groups}
     prices = {name: (cost.count(full) - cost.count(full | {name: 0})) / size for name, size in full.items()}
     return {name: value / prices[name] for name, value in scores.items()}
+
+
+def first_scores(
+    scores: Mapping[str, Array | np.ndarray], cost: Cost, low: float, high: float, *, one_order: bool
+) -> dict[str, Array]:
+    """Scores to begin with, over [low, high]: in each group by itself, or in one order by what a parameter is worth.
+
+    One order is for densities that compare all units with one threshold.
+    """
+    if one_order:
+        return evenly_ranked(per_parameter(scores, cost), low, high)
+    return {name: evenly_ranked({name: value}, low, high)[name] for name, value in scores.items()}

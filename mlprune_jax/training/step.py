@@ -122,8 +122,13 @@ def make_train_step(
         metrics |= _penalty_metrics(opt_state)
         return TrainState(state.step + 1, skipped, in_all, trained, opt_state), metrics
 
-    options = {"xla_gpu_deterministic_ops": True} if deterministic else None
+    options = compiler_options(deterministic=deterministic)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
+
+
+def compiler_options(*, deterministic: bool) -> dict[str, bool] | None:
+    """What `jax.jit` takes to forbid GPU operations whose sums depend on the order of threads; nothing elsewhere."""
+    return {"xla_gpu_deterministic_ops": True} if deterministic else None
 
 
 def _mean_over_parts(gradients: Any, batch: Batch, key: jax.Array, parts: int) -> Any:

@@ -53,3 +53,12 @@ def test_densities_by_threshold_have_the_published_scores_and_penalty():
     assert [getattr(learned, name) for name in names] == ["constant", 0, False, 20000, "all"]
     assert PruneStage(densities="equal", clip="weights").clip == "weights"
     assert PruneStage.model_validate(soft.model_dump()) == soft
+
+
+def test_a_complete_config_that_changes_densities_alone_mixes_methods():
+    """Found by review: `config show` names every default, so that one word no longer brings the others along."""
+    complete = PruneStage().model_dump()
+    assert PruneStage.model_validate(complete | {"densities": "learned"}).mixes_methods
+    assert not PruneStage.model_validate(complete).mixes_methods
+    assert not PruneStage(densities="learned").mixes_methods
+    assert not PruneStage.model_validate(complete | {"densities": "learned", "clip": "all"}).mixes_methods

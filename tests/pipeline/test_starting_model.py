@@ -9,6 +9,7 @@ import pytest
 from mlprune_jax import pipeline
 from mlprune_jax.models.pretrained import load_pretrained, save_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder
+from tests.pipeline.test_bad_input import write_headless
 
 
 def test_its_classes_are_matched_by_name(tiny, tmp_path, monkeypatch):
@@ -42,3 +43,13 @@ def test_a_run_is_evaluated_and_goes_on_from_any_folder(tiny, tmp_path, monkeypa
     assert evaluate_folder(tmp_path / "run")["data"] == str(tmp_path / "data")
     (tmp_path / "run" / "summary.json").unlink()
     assert pipeline.resume(tmp_path / "run", quiet=True)["model"] == str(tmp_path / "model")
+
+
+def test_fishers_order_of_an_untrained_head_is_said_to_say_little(tiny, tmp_path, caplog):
+    write_headless(tmp_path / "headless", tiny)
+    stage = {**tiny.settings["prune"]["heads_rows"], "start_from": "pretrained"}
+    for init, told in (("fisher", True), ("constant", False)):
+        prune = {"density": 0.5, "heads_rows": {**stage, "score_init": init}, "blocks": {"enabled": False}}
+        pipeline.plan(tiny.config(model=str(tmp_path / "headless"), prune=prune), tmp_path / "run")
+        assert ("Fisher's order says little" in caplog.text) == told
+        caplog.clear()

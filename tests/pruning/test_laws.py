@@ -16,6 +16,7 @@ from mlprune_jax.pruning.density import (
     HeadRowCost,
     counted_budget,
     counted_logits,
+    cut_scores,
     cut_to,
     dense_size,
     density,
@@ -285,6 +286,31 @@ def test_cut_is_the_largest_count_not_above_the_target(tiles):
         for group in HEAD_ROW:
             more = cost.round_up({**kept, group.name: min(kept[group.name] + 1, group.size)})
             assert more == kept or density(cost, more) > target
+
+
+@pytest.mark.parametrize("tiles", [None, (8, 8), (16, 8)])
+@pytest.mark.parametrize("equal", [False, True])
+def test_scores_are_cut_in_one_order(tiles, equal):
+    """All above one threshold fit and all from it on do not; then single units, until no more of any group fits."""
+    cost = HeadRowCost(CONFIG, HEAD_ROW, tiles)
+    drawn = np.random.default_rng(0).permutation(sum(FULL.values())).astype(np.float32)
+    parts = np.split(drawn * (not equal), np.cumsum(list(FULL.values()))[:-1])
+    scores = dict(zip(FULL, parts, strict=True))
+    for target in (0.5, 0.8, 1.0):
+        kept = cut_scores(cost, scores, target)
+        assert density(cost, kept) <= target
+        for group in HEAD_ROW:
+            more = {**kept, group.name: min(cost.round_up(kept)[group.name] + 1, group.size)}
+            assert cost.round_up(more) == cost.round_up(kept) or density(cost, more) > target
+        falling = {name: np.sort(values)[::-1] for name, values in scores.items()}
+        dropped = [falling[name][cost.round_up(kept)[name]] for name in FULL if cost.round_up(kept)[name] < FULL[name]]
+        if equal:
+            shares = [kept[name] / size for name, size in FULL.items() if size > 8]
+            assert max(shares) - min(shares) < 0.3
+        elif dropped:
+            fitting = {name: max(1, int((values > max(dropped)).sum())) for name, values in scores.items()}
+            assert density(cost, fitting) <= target
+            assert all(kept[name] >= fitting[name] for name in FULL)
 
 
 def test_rounded_units_make_every_matrix_tileable(params, scores):

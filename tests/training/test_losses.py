@@ -117,13 +117,13 @@ def test_schedules():
 def test_what_cannot_arrive_is_refused_or_mended(densities, what, caplog):
     config = ModelConfig()
     cost = HeadRowCost(config, find_groups(config, (HEAD, ROW)))
-    start = {"threshold": {"threshold_start": 10}, "score": {"score_scale": 10}}[what]
+    start = {"threshold": {"threshold_start": 10}, "score": {"score_init": "constant", "score_scale": 10}}[what]
     stage = HeadRowStage(densities=densities, **start, **{f"{what}_learning_rate": 1e-2})
     assert arriving(stage, cost, 0.5, 4000) == stage
     assert not caplog.messages
     mended = arriving(stage, cost, 0.5, 500)
-    assert getattr(mended, f"{what}_learning_rate") * 500 / 2 > 10
-    assert f"{what}s start at 10 and must fall by" in caplog.text
+    assert getattr(mended, f"{what}_learning_rate") * 500 / 2 >= 10
+    assert f"{what}s start at" in caplog.text
     with pytest.raises(ConfigError, match="must fall by"):
         arriving(stage.model_copy(update={"short_schedule": "refuse"}), cost, 0.5, 500)
     allowing = stage.model_copy(update={"short_schedule": "allow"})
@@ -136,6 +136,16 @@ def test_scores_that_are_not_to_learn_stay_and_it_is_said_so(caplog):
     stage = HeadRowStage(score_init="fisher", score_learning_rate=0)
     assert arriving(stage, cost, 0.5, 500) == stage
     assert "the final cut chooses alone" in caplog.text
+
+
+def test_soft_scores_have_to_fall_from_the_highest_and_only_where_something_goes():
+    config = ModelConfig()
+    cost = HeadRowCost(config, find_groups(config, (HEAD, ROW)))
+    stage = HeadRowStage(score_init="fisher", score_scale=0.3, short_schedule="refuse")
+    assert arriving(stage, cost, 0.2, 91) == stage
+    with pytest.raises(ConfigError, match=r"scores start at up to 0\.45 and must fall by 0\.45"):
+        arriving(stage, cost, 0.2, 80)
+    assert arriving(stage, cost, 1.0, 1) == stage
 
 
 def test_biases_and_norms_do_not_decay():
