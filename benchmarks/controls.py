@@ -46,10 +46,19 @@ WAYS = {
 }
 
 
+def read_settings(config):
+    """All that a run of ``config`` reads: of a stage that is switched off nothing, whatever its defaults are now."""
+    told = with_whole_paths(config).model_dump()
+    for stages, name in ((told, "dense"), (told["prune"], "heads_rows"), (told["prune"], "blocks")):
+        if not stages[name]["enabled"]:
+            del stages[name]
+    return told
+
+
 def finish(folder, config):
     """The summary of a run in ``folder``: read, gone on with, or begun; one of other settings is refused."""
     stored = folder / "config.resolved.yaml"
-    if stored.exists() and load_config(RunConfig, stored).model_dump() != with_whole_paths(config).model_dump():
+    if stored.exists() and read_settings(load_config(RunConfig, stored)) != read_settings(config):
         raise SystemExit(f"{folder} holds a run of other settings: choose another folder")
     if not (folder / "summary.json").exists():
         if stored.exists():

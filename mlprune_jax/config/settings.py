@@ -84,8 +84,9 @@ class PruneStage(TrainSettings):
     """What head/row and block pruning have in common.
 
     The defaults are what measured best with MiniLM: soft densities on four tasks, their start on STS-B and SST-2
-    (docs/results.md). Only ``learning_rate`` is the published one of BERT-base, and MiniLM did better at 2e-4. With ``densities`` learned or equal, five others default to what was published:
-    ``score_init`` constant, ``score_scale`` 0, ``two_sided`` false, ``max_strength`` 20000, ``clip`` all.
+    (docs/results.md). Only ``learning_rate`` is the published one of BERT-base, and MiniLM did better at 2e-4. With
+    ``densities`` learned or equal, five others default to what was published: ``score_init`` constant, ``score_scale``
+    0, ``two_sided`` false, ``max_strength`` 20000, ``clip`` all.
     ``configs/published.yaml`` is the paper's own method.
 
     Attributes:
