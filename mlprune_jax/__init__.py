@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
     from mlprune_jax.pipeline.run import plan, resume, run
     from mlprune_jax.pruning.binarize import binarize
-    from mlprune_jax.pruning.density import BlockCost, HeadRowCost, counted_budget, cut_to
+    from mlprune_jax.pruning.density import BlockCost, HeadRowCost, counted_budget, cut_scores, cut_to
     from mlprune_jax.pruning.expand import expand
     from mlprune_jax.pruning.granularity import HEAD, ROW, Granularity, block, find_groups
     from mlprune_jax.pruning.masks import (
@@ -50,7 +50,7 @@ _HOME = {
     "pipeline.evaluation": ("evaluate_folder", "inspect_folder"),
     "pipeline.run": ("plan", "resume", "run"),
     "pruning.binarize": ("binarize",),
-    "pruning.density": ("BlockCost", "HeadRowCost", "counted_budget", "cut_to"),
+    "pruning.density": ("BlockCost", "HeadRowCost", "counted_budget", "cut_scores", "cut_to"),
     "pruning.expand": ("expand",),
     "pruning.granularity": ("HEAD", "ROW", "Granularity", "block", "find_groups"),
     "pruning.masks": ("apply_masks", "as_bool", "compute_masks", "init_scores", "init_thresholds", "masks_keeping"),
@@ -81,6 +81,7 @@ __all__ = [
     "block_sparse_matmul",
     "compute_masks",
     "counted_budget",
+    "cut_scores",
     "cut_to",
     "distillation_loss",
     "evaluate_folder",
