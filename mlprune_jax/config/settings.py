@@ -71,23 +71,16 @@ class DenseStage(TrainSettings):
 
 
 # What a stage with thresholds has where a soft one has the defaults below: scores and penalty as published.
-OF_THRESHOLDS = {
-    "score_init": "constant",
-    "score_scale": 0.0,
-    "two_sided": False,
-    "max_strength": 20000.0,
-    "clip": "all",
-}
+OF_THRESHOLDS = {"score_init": "constant", "score_scale": 0, "two_sided": False, "max_strength": 20000, "clip": "all"}
 
 
 class PruneStage(TrainSettings):
     """What head/row and block pruning have in common.
 
-    The defaults are what measured best with MiniLM: soft densities on four tasks, their start on STS-B and SST-2
+    The defaults are what measured best with MiniLM: soft densities on STS-B and QQP, their start on STS-B
     (docs/results.md). Only ``learning_rate`` is the published one of BERT-base, and MiniLM did better at 2e-4. With
     ``densities`` learned or equal, five others default to what was published: ``score_init`` constant, ``score_scale``
-    0, ``two_sided`` false, ``max_strength`` 20000, ``clip`` all.
-    ``configs/published.yaml`` is the paper's own method.
+    0, ``two_sided`` false, ``max_strength`` 20000, ``clip`` all. ``configs/published.yaml`` is the paper's own method.
 
     Attributes:
         enabled: false skips the stage.
@@ -114,11 +107,12 @@ class PruneStage(TrainSettings):
         ramp: shares of the learning steps between which the target falls from the density that the stage starts with to
             its value; null: at once.
         steer_by_count: aim the penalty at the exact count (see `counted_budget`); false: at R, as published.
-        final_cut: end with a cut to a count not above the target, see `mlprune_jax.pruning.density.cut_to`.
+        final_cut: end with a cut to a count not above the target: `mlprune_jax.pruning.density.cut_scores` of soft
+            densities, else `cut_to` there.
         recover: share of the epochs that comes after the cut and trains what is left, under a schedule of its own.
         short_schedule: what happens where thresholds, or the scores of soft densities, cannot arrive in the steps there
-            are: "mend" raises their learning rate and says so, unless it is 0; "refuse" stops before training, "allow"
-            trains all the same.
+            are: "mend" raises their learning rate and says so, "refuse" stops before training, "allow" trains all the
+            same. A ``score_learning_rate`` of 0 stays: the final cut then takes scores as they began.
         freeze_embeddings: keep the embeddings as they are, as published.
     """
 

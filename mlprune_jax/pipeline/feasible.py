@@ -68,6 +68,8 @@ def check_teacher(config: RunConfig, stage: str, student: ModelConfig, teacher: 
 def check_schedules(prune: Prune, students: Mapping[str, ModelConfig], steps: Mapping[str, int]) -> None:
     """Refuse densities that cannot be reached, and schedules too short for them where that is asked for.
 
+    Settings of two methods in one stage are allowed, and said.
+
     What step 1 leaves for step 2 is not known yet: step 2 is then judged by the smallest model that step 1 could leave,
     and its schedule by its share of the dense model.
 
@@ -83,10 +85,12 @@ def check_schedules(prune: Prune, students: Mapping[str, ModelConfig], steps: Ma
     if first.enabled:
         tiles = last.shape if last.enabled else None
         cost = _head_row_cost(students["heads_rows"], tiles)
+        _warn_of_mixture("heads_rows", first)
         _check_target(first, cost, prune.head_row_density, steps["heads_rows"])
         if last.enabled and last.start_from is None:
             check_reachable(_block_cost(_smallest(cost), last.shape), prune.density)
     if last.enabled:
+        _warn_of_mixture("blocks", last)
         known = not first.enabled or last.start_from is not None
         target = prune.density if known else prune.density / prune.head_row_density
         _check_target(last, _block_cost(students["blocks"], last.shape), target, steps["blocks"])
@@ -110,16 +114,20 @@ def _smallest(cost: HeadRowCost) -> ModelConfig:
     return cost.config.model_copy(update={"layers": layers})
 
 
-def _check_target(stage: PruneStage, cost: Cost, target: float, steps: int) -> None:
-    check_reachable(cost, target)
+def _warn_of_mixture(name: str, stage: PruneStage) -> None:
     if stage.mixes_methods:
         _log.warning(
-            "densities %s with the scores and penalty of soft ones: a complete config names all of %s; leave them out "
-            "for what was published",
+            "prune.%s has densities %s with the scores and penalty of soft ones: a complete config names all of %s; "
+            "leave them out for what was published",
+            name,
             stage.densities,
             ", ".join(OF_THRESHOLDS),
         )
     if stage.densities == "soft" and not stage.two_sided:
-        _log.warning("densities soft without two_sided: nothing brings back scores that fall below 0 together")
+        _log.warning("prune.%s is soft without two_sided: nothing brings back scores that fall below 0 together", name)
+
+
+def _check_target(stage: PruneStage, cost: Cost, target: float, steps: int) -> None:
+    check_reachable(cost, target)
     if stage.short_schedule == "refuse":
         arriving(stage, cost, target, steps)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from mlprune_jax import pipeline
 from mlprune_jax.cli import app
 from mlprune_jax.config.loading import load_config
-from mlprune_jax.config.settings import RunConfig
+from mlprune_jax.config.settings import PruneStage, RunConfig
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.inference.runtime import compile_model
 from mlprune_jax.inference.service import load as load_to_serve
@@ -366,6 +366,22 @@ def test_density_of_the_only_stage_is_the_density(tiny):
     stage = {**tiny.settings["prune"]["heads_rows"], "density": 0.5}
     with pytest.raises(ValueError, match=r"heads_rows.density 0.5 contradicts density 0.4"):
         tiny.config(prune={"density": 0.4, "heads_rows": stage, "blocks": {"enabled": False}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"two_sided": False}, "prune.blocks is soft without two_sided"),
+        ({**PruneStage().model_dump(), "densities": "learned"}, "prune.blocks has densities learned with the scores"),
+        ({"densities": "learned"}, None),
+        ({}, None),
+    ],
+)
+def test_settings_of_two_methods_are_said(tiny, tmp_path, caplog, settings, told):
+    stage = {**settings, **tiny.settings["prune"]["blocks"]}
+    prune = {**tiny.settings["prune"], "density": 0.4, "blocks": stage}
+    pipeline.plan(tiny.config(prune=prune), tmp_path / "run")
+    assert [told in message for message in caplog.messages if "prune." in message] == ([True] if told else [])
 
 
 def test_plan_writes_nothing(tiny, tmp_path, monkeypatch, no_training):

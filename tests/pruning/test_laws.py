@@ -306,10 +306,11 @@ def test_scores_are_cut_in_one_order(tiles, equal):
         dropped = [falling[name][cost.round_up(kept)[name]] for name in FULL if cost.round_up(kept)[name] < FULL[name]]
         if equal:
             shares = [kept[name] / size for name, size in FULL.items() if size > 8]
-            assert max(shares) - min(shares) < 0.3
+            assert max(shares) - min(shares) < 2.5 / 32  # a unit by the order and one given back, of 32 at least
         elif dropped:
             fitting = {name: max(1, int((values > max(dropped)).sum())) for name, values in scores.items()}
-            assert density(cost, fitting) <= target
+            beyond = {name: max(1, int((values >= max(dropped)).sum())) for name, values in scores.items()}
+            assert density(cost, fitting) <= target < density(cost, beyond)
             assert all(kept[name] >= fitting[name] for name in FULL)
 
 
