@@ -15,6 +15,8 @@ import argparse
 import json
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -92,10 +94,9 @@ def other_runtimes(found, dtype, batch, length):
 def measure(found, dtype, batch, length, others):
     rng = np.random.default_rng(0)
     ids, full = rng.integers(0, 30522, (batch, length), np.int32), np.full(batch, length, np.int32)
-    compiled = {
-        name: compile_model(model, batch_sizes=[batch], lengths=[length], dtype=dtype)
-        for name, (model, _) in found.items()
-    }
+    prepare = partial(compile_model, batch_sizes=[batch], lengths=[length], dtype=dtype)
+    with ThreadPoolExecutor() as pool:  # on a GPU each takes the better part of a minute
+        compiled = dict(zip(found, pool.map(prepare, (model for model, _ in found.values())), strict=True))
     calls = {name: (lambda model=model: model.logits(ids, full)) for name, model in compiled.items()}
     if others:
         calls |= other_runtimes(found, dtype, batch, length)
