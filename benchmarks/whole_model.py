@@ -1,6 +1,7 @@
 """End to end: BERT-base geometry, dense against pruned to 20 %, and on a CPU against torch and ONNX Runtime.
 
     python benchmarks/whole_model.py [--dtype float32] [--batch 1,8,32] [--length 128] [--splits] [--others]
+        [--only MODEL ...] [--json FILE]
 
 Random weights and masks. Pruned models are cut as the pipeline cuts them, with equal thresholds everywhere and random
 scores: heads/rows alone to 0.2 of the encoder's parameters, or heads/rows to 0.5 and then blocks to 0.2 in all.
@@ -14,9 +15,8 @@ in turn, round by round; a ratio is the median of the ratios within one round. `
 import argparse
 import json
 import os
+import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -34,6 +34,9 @@ from mlprune_jax.pruning.shrink import shrink
 from pallas_kernels.timing import measure_interleaved, ratio
 
 TARGET = 0.2
+HEAD_ROW = f"heads/rows {TARGET}"
+RUN_DENSE = ", run dense"
+TWO_STEP = rf"([0-9.]+), then (\d+)x\2 to {TARGET}({RUN_DENSE})?"
 ROUNDS = {1: 15, 8: 9, 32: 5}
 
 
@@ -63,20 +66,30 @@ def two_step(dense, first, tile):
     return Served(model.config, params, masks, "classification"), found
 
 
-def models(splits, others):
+def models(names):
+    """The models of these names, with their densities."""
     config = ModelConfig()
     dense = Served(config, random_params(config, 2, "classification"), None, "classification")
-    found = {"dense": (dense, 1.0), "heads/rows 0.2": head_row(dense, TARGET)}
-    if others:
-        return found
-    for first in (1.0, 0.7, 0.5, 0.35, 0.27) if splits else (0.5,):
-        for side in (32, 64):
-            model, kept = two_step(dense, first, (side, side))
-            name = f"{first:g}, then {side}x{side} to 0.2"
-            found |= {name: (model, kept)}
-            if not splits:
-                found[f"{name}, run dense"] = (model._replace(masks=None), kept)
+    found = {}
+    for name in names:
+        if name == "dense":
+            found[name] = (dense, 1.0)
+        elif name == HEAD_ROW:
+            found[name] = head_row(dense, TARGET)
+        else:
+            first, side = re.fullmatch(TWO_STEP, name).groups()[:2]
+            model, kept = two_step(dense, float(first), (int(side), int(side)))
+            found[name] = (model._replace(masks=None) if name.endswith(RUN_DENSE) else model, kept)
     return found
+
+
+def names_of(splits, others):
+    if others:
+        return ["dense", HEAD_ROW]
+    firsts = ("1", "0.7", "0.5", "0.35", "0.27") if splits else ("0.5",)
+    pairs = [f"{first}, then {side}x{side} to {TARGET}" for first in firsts for side in (32, 64)]
+    blocks = pairs if splits else [name + ending for name in pairs for ending in ("", RUN_DENSE)]
+    return ["dense", HEAD_ROW, *blocks]
 
 
 def other_runtimes(found, dtype, batch, length):
@@ -94,9 +107,10 @@ def other_runtimes(found, dtype, batch, length):
 def measure(found, dtype, batch, length, others):
     rng = np.random.default_rng(0)
     ids, full = rng.integers(0, 30522, (batch, length), np.int32), np.full(batch, length, np.int32)
-    prepare = partial(compile_model, batch_sizes=[batch], lengths=[length], dtype=dtype)
-    with ThreadPoolExecutor() as pool:  # on a GPU each takes the better part of a minute
-        compiled = dict(zip(found, pool.map(prepare, (model for model, _ in found.values())), strict=True))
+    compiled = {
+        name: compile_model(model, batch_sizes=[batch], lengths=[length], dtype=dtype)
+        for name, (model, _) in found.items()
+    }
     calls = {name: (lambda model=model: model.logits(ids, full)) for name, model in compiled.items()}
     if others:
         calls |= other_runtimes(found, dtype, batch, length)
@@ -115,7 +129,7 @@ def measure(found, dtype, batch, length, others):
         print(batch, f"{name:28}", rows[name], flush=True)
     if not others:
         return {"rows": rows}
-    pruned = timings["heads/rows 0.2"]
+    pruned = timings[HEAD_ROW]
     over = {name: round(ratio(timings[name], pruned), 3) for name in timings if name not in found}
     print(batch, "others over heads/rows 0.2:", over, flush=True)
     return {"rows": rows, "others_over_head_row": over}
@@ -128,10 +142,16 @@ def main():
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--splits", action="store_true")
     parser.add_argument("--others", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="MODEL", help='such as dense "1, then 64x64 to 0.2"')
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    names = args.only or names_of(args.splits, args.others)
+    if unknown := [name for name in names if name not in ("dense", HEAD_ROW) and not re.fullmatch(TWO_STEP, name)]:
+        parser.error(f"--only knows no {unknown[0]!r}")
+    if "dense" not in names or (args.others and HEAD_ROW not in names):
+        parser.error("the dense model, and with --others that of heads and rows, is what all others are set beside")
     result = describe() | {"dtype": args.dtype, "length": args.length, "batches": {}}
-    found = models(args.splits, args.others)
+    found = models(names)
     for batch in map(int, args.batch.split(",")):
         result["batches"][batch] = measure(found, args.dtype, batch, args.length, args.others)
         if args.json:

@@ -41,6 +41,7 @@ from pallas_kernels.timing import measure_interleaved
 
 STEPS = ("correctness", "grid", "probes", "sweep")
 GPU_TOKENS = (4096, 512, 128, 16384)  # what decides first comes first
+DRY_CHAIN = 8
 SINGLE_UP_TO = 512  # tokens up to which one call alone is timed too: there launches weigh
 
 Cell = tuple[str, Callable[[], dict[str, Any]]]
@@ -177,15 +178,14 @@ def _grid(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
     densities = (0.1, 0.3) if options.dry_run or options.quick else workloads.DENSITIES
     blocks = ((32, 32),) if options.dry_run else workloads.SQUARE_BLOCKS[: 2 if options.quick else 3]
     rounds = 3 if options.dry_run else 20
-    # Chains first: they are what the cost table is made of.
-    for length, tokens, (name, shape), block in product((CHAIN, 1), tokens_list, matrices.items(), blocks):
+    lengths = (DRY_CHAIN if options.dry_run else CHAIN, 1)  # chains first: the cost table is made of them
+    for length, tokens, (name, shape), block in product(lengths, tokens_list, matrices.items(), blocks):
         if length == 1 and tokens > SINGLE_UP_TO:
             continue
-        layers = Layers(tokens, shape, block, _trusted(record, options, block))
+        layers = Layers(tokens, shape, block, _trusted(record, options, block), length)
         for density in densities:
             key = f"grid/{tokens}/{name}/{density}/{block[0]}x{block[1]}/chain of {length}"
-            how = {"highest": max(densities), "length": length, "rounds": rounds}
-            yield key, partial(layers.measure, density, **how)
+            yield key, partial(layers.measure, density, highest=max(densities), rounds=rounds)
 
 
 def _probes(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
@@ -197,7 +197,7 @@ def _probes(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
     for block in workloads.SQUARE_BLOCKS:  # every block stored: what a block of this size costs at best
         layers = Layers(4096, (768, 3072), block, _trusted(record, options, block))
         key = f"probes/density 1/{block[0]}x{block[1]}"
-        yield key, partial(layers.measure, 1.0, highest=1.0, length=CHAIN, rounds=20)
+        yield key, partial(layers.measure, 1.0, highest=1.0, rounds=20)
 
 
 def _dense_rate(size: int) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def _sweep(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
 
 
 def _measure_sweep(shape: tuple[int, int], block: BlockShape, tried: dict[str, Any]) -> dict[str, Any]:
-    return Layers(4096, shape, block, tried).measure(0.2, highest=0.2, length=CHAIN, rounds=20)
+    return Layers(4096, shape, block, tried).measure(0.2, highest=0.2, rounds=20)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

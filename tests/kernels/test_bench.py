@@ -177,7 +177,7 @@ def test_grid_becomes_a_cost_table(tmp_path):
 
 def test_products_of_a_chain_stay_apart():
     """Each call of a chain is a product of its own in the program that XLA gets to compile."""
-    layer = bench_cells.chain(bench_cells.dense_layer, 3)
+    layer = bench_cells.chain(bench_cells.dense_layer)
     xs = [jnp.ones((16, 32), jnp.bfloat16)] * 3
     text = jax.jit(layer).lower(xs, jnp.ones((32, 32), jnp.bfloat16), jnp.ones(32, jnp.bfloat16)).as_text()
     assert text.count("dot_general") == 3
