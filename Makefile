@@ -32,15 +32,16 @@ types: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # The environment must hold jax for CUDA: pip install '.[gpu,test]' where it does not yet. The products take half of ten
-# minutes, what decides most first; started again, they go on where they stopped.
+# minutes, what decides most first; started again, they go on where they stopped. Their times pick the whole models'
+# products.
 RESULTS := benchmarks/results
 GPU_SECONDS ?= 300
 gpu:
 	JAX_PLATFORMS=cuda $(PYTHON) -m pallas_kernels.block_sparse_matmul.bench --out $(RESULTS)/gpu_products.json \
-	  --seconds $(GPU_SECONDS)
+	  --seconds $(GPU_SECONDS) --table $(RESULTS)/gpu_costs.json
 	for length in 128 384; do \
 	  $(PYTHON) benchmarks/whole_model.py --dtype bfloat16 --batch 32 --length $$length \
-	    --json $(RESULTS)/gpu_whole_model_$$length.json || exit 1; done
+	    --table $(RESULTS)/gpu_costs.json --json $(RESULTS)/gpu_whole_model_$$length.json || exit 1; done
 	$(PYTHON) -m pytest -n0 -m gpu
 
 # Needs torch as well.

@@ -1,7 +1,7 @@
 """End to end: BERT-base geometry, dense against pruned to 20 %, and on a CPU against torch and ONNX Runtime.
 
     python benchmarks/whole_model.py [--dtype float32] [--batch 1,8,32] [--length 128] [--splits] [--others]
-        [--only MODEL ...] [--json FILE]
+        [--only MODEL ...] [--table FILE] [--json FILE]
 
 Random weights and masks. Pruned models are cut as the pipeline cuts them, with equal thresholds everywhere and random
 scores: heads/rows alone to 0.2 of the encoder's parameters, or heads/rows to 0.5 and then blocks to 0.2 in all.
@@ -31,6 +31,7 @@ from mlprune_jax.pruning.density import BlockCost, HeadRowCost, cut_to, density
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
 from mlprune_jax.pruning.masks import apply_masks, init_scores, masks_keeping
 from mlprune_jax.pruning.shrink import shrink
+from pallas_kernels import load_table
 from pallas_kernels.timing import measure_interleaved, ratio
 
 TARGET = 0.2
@@ -77,8 +78,8 @@ def models(names):
         elif name == HEAD_ROW:
             found[name] = head_row(dense, TARGET)
         else:
-            first, side = re.fullmatch(TWO_STEP, name).groups()[:2]
-            model, kept = two_step(dense, float(first), (int(side), int(side)))
+            first, tile = name.split(" to ")[0].split(", then ")
+            model, kept = two_step(dense, float(first), tuple(map(int, tile.split("x"))))
             found[name] = (model._replace(masks=None) if name.endswith(RUN_DENSE) else model, kept)
     return found
 
@@ -104,11 +105,11 @@ def other_runtimes(found, dtype, batch, length):
     return calls
 
 
-def measure(found, dtype, batch, length, others):
+def measure(found, dtype, batch, length, table, others):
     rng = np.random.default_rng(0)
     ids, full = rng.integers(0, 30522, (batch, length), np.int32), np.full(batch, length, np.int32)
     compiled = {
-        name: compile_model(model, batch_sizes=[batch], lengths=[length], dtype=dtype)
+        name: compile_model(model, batch_sizes=[batch], lengths=[length], dtype=dtype, table=table)
         for name, (model, _) in found.items()
     }
     calls = {name: (lambda model=model: model.logits(ids, full)) for name, model in compiled.items()}
@@ -143,6 +144,7 @@ def main():
     parser.add_argument("--splits", action="store_true")
     parser.add_argument("--others", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="MODEL", help='such as dense "1, then 64x64 to 0.2"')
+    parser.add_argument("--table", type=Path, help="measured costs to pick products by; otherwise this device's own")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     names = args.only or names_of(args.splits, args.others)
@@ -150,10 +152,11 @@ def main():
         parser.error(f"--only knows no {unknown[0]!r}")
     if "dense" not in names or (args.others and HEAD_ROW not in names):
         parser.error("the dense model, and with --others that of heads and rows, is what all others are set beside")
+    table = load_table(args.table) if args.table else None
     result = describe() | {"dtype": args.dtype, "length": args.length, "batches": {}}
     found = models(names)
     for batch in map(int, args.batch.split(",")):
-        result["batches"][batch] = measure(found, args.dtype, batch, args.length, args.others)
+        result["batches"][batch] = measure(found, args.dtype, batch, args.length, table, args.others)
         if args.json:
             args.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 
 from pallas_kernels.block_sparse_matmul import roofline, workloads
 from pallas_kernels.block_sparse_matmul.bench_cells import (
-    CHAIN,
     Layers,
     check_product,
     mosaic_product,
@@ -33,6 +32,7 @@ from pallas_kernels.block_sparse_matmul.bench_cells import (
 )
 from pallas_kernels.block_sparse_matmul.bench_record import Budget, Record
 from pallas_kernels.block_sparse_matmul.bench_table import cost_table
+from pallas_kernels.block_sparse_matmul.chains import CHAIN
 from pallas_kernels.block_sparse_matmul.costs import save_table
 from pallas_kernels.device import compute_capability, device_kind, platform
 from pallas_kernels.errors import KernelError
@@ -173,16 +173,16 @@ def _passed(cell: dict[str, Any]) -> bool:
 
 
 def _grid(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
-    matrices = {"tiny": (96, 128)} if options.dry_run else workloads.MATRICES
+    matrices = workloads.TINY if options.dry_run else workloads.MATRICES
     tokens_list = (16,) if options.dry_run else (4096,) if options.quick else GPU_TOKENS
     densities = (0.1, 0.3) if options.dry_run or options.quick else workloads.DENSITIES
     blocks = ((32, 32),) if options.dry_run else workloads.SQUARE_BLOCKS[: 2 if options.quick else 3]
     rounds = 3 if options.dry_run else 20
     lengths = (DRY_CHAIN if options.dry_run else CHAIN, 1)  # chains first: the cost table is made of them
-    for length, tokens, (name, shape), block in product(lengths, tokens_list, matrices.items(), blocks):
+    for length, tokens, name, block in product(lengths, tokens_list, matrices, blocks):
         if length == 1 and tokens > SINGLE_UP_TO:
             continue
-        layers = Layers(tokens, shape, block, _trusted(record, options, block), length)
+        layers = Layers(tokens, name, block, _trusted(record, options, block), length)
         for density in densities:
             key = f"grid/{tokens}/{name}/{density}/{block[0]}x{block[1]}/chain of {length}"
             yield key, partial(layers.measure, density, highest=max(densities), rounds=rounds)
@@ -195,7 +195,7 @@ def _probes(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
     if options.dry_run:
         return
     for block in workloads.SQUARE_BLOCKS:  # every block stored: what a block of this size costs at best
-        layers = Layers(4096, (768, 3072), block, _trusted(record, options, block))
+        layers = Layers(4096, "FC1", block, _trusted(record, options, block))
         key = f"probes/density 1/{block[0]}x{block[1]}"
         yield key, partial(layers.measure, 1.0, highest=1.0, rounds=20)
 
@@ -229,11 +229,11 @@ def _sweep(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
             tried = {str(t): partial(mosaic_product, tiling=t) for t in tilings}
             key = f"sweep/4096/{name}/0.2/{block[0]}x{block[1]}/{design}"
             # Built inside the cell: a dozen inputs on the device are not worth holding before their turn.
-            yield key, partial(_measure_sweep, shape, block, tried)
+            yield key, partial(_measure_sweep, name, block, tried)
 
 
-def _measure_sweep(shape: tuple[int, int], block: BlockShape, tried: dict[str, Any]) -> dict[str, Any]:
-    return Layers(4096, shape, block, tried).measure(0.2, highest=0.2, rounds=20)
+def _measure_sweep(name: str, block: BlockShape, tried: dict[str, Any]) -> dict[str, Any]:
+    return Layers(4096, name, block, tried).measure(0.2, highest=0.2, rounds=20)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

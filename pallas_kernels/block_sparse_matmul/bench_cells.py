@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.block_sparse_matmul import reference, roofline, workloads
 from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
+from pallas_kernels.block_sparse_matmul.chains import CHAIN, chain
 from pallas_kernels.block_sparse_matmul.epilogue import Activation, finish
 from pallas_kernels.block_sparse_matmul.implementations import IMPLEMENTATIONS, check_implementation
 from pallas_kernels.block_sparse_matmul.mosaic_gpu import DESIGNS, Tiling, multiprocessors, plan
@@ -26,10 +27,6 @@ from pallas_kernels.timing import measure_interleaved, ratio
 
 Product = Callable[..., Array]
 """``(x, w, bias, residual, activation) -> y``."""
-
-CHAIN = 64
-"""Calls in one jitted function, so that starting it and waiting for its end weighs little against their time: on an H100
-that took 0.2 ms, with 8 calls of 4096 tokens half as long as the products themselves."""
 
 
 def products(names: tuple[str, ...]) -> dict[str, Product]:
@@ -86,26 +83,18 @@ def check_product(
     return {"ok": all(kind["ok"] for kind in kinds.values()), "kinds": kinds}
 
 
-def dense_layer(x: Float[Array, "M D_in"], weight: Float[Array, "D_in D_out"], bias: Float[Array, "D_out"]) -> Array:
-    """The baseline: the platform's own product of the spread matrix, bias and GELU as XLA fuses them."""
-    return finish(jnp.matmul(x, weight, preferred_element_type=jnp.float32), bias, "gelu", None, x.dtype)
+def dense_layer(
+    activation: Activation | None,
+    x: Float[Array, "M D_in"],
+    weight: Float[Array, "D_in D_out"],
+    bias: Float[Array, "D_out"],
+) -> Array:
+    """The baseline: the platform's own product of the spread matrix, bias and activation as XLA fuses them."""
+    return finish(jnp.matmul(x, weight, preferred_element_type=jnp.float32), bias, activation, None, x.dtype)
 
 
-def chain(layer: Callable[..., Array]) -> Callable[..., list[Array]]:
-    """One call for each of some inputs in one function, each after the one before.
-
-    Without the order XLA may join products that share a matrix into one.
-    """
-
-    def run(xs: list[Array], *operands: Any) -> list[Array]:
-        outputs: list[Array] = []
-        for x in xs:
-            if outputs:
-                x, outputs[-1] = jax.lax.optimization_barrier((x, outputs[-1]))
-            outputs.append(layer(x, *operands))
-        return outputs
-
-    return run
+def _layer(product: Product, activation: Activation | None, x: Array, w: BlockSparse, bias: Array) -> Array:
+    return product(x, w, bias, None, activation)
 
 
 class Layers:
@@ -116,12 +105,13 @@ class Layers:
     """
 
     def __init__(
-        self, tokens: int, shape: tuple[int, int], block: BlockShape, names: dict[str, Product], length: int = CHAIN
+        self, tokens: int, matrix: str, block: BlockShape, names: dict[str, Product], length: int = CHAIN
     ) -> None:
         """``length`` is the number of calls in a chain; with 1, the wait for the device is part of the time."""
-        self.tokens, self.shape, self.block, self.names, self.length = tokens, shape, block, names, length
-        self.dense = jax.jit(chain(dense_layer))
-        self.sparse = {name: jax.jit(chain(lambda x, w, b, f=f: f(x, w, b, None, "gelu"))) for name, f in names.items()}
+        self.tokens, self.block, self.names, self.length = tokens, block, names, length
+        self.shape, activation = (workloads.MATRICES | workloads.TINY)[matrix], workloads.ACTIVATIONS.get(matrix)
+        self.dense = jax.jit(chain(partial(dense_layer, activation)))
+        self.sparse = {name: jax.jit(chain(partial(_layer, f, activation))) for name, f in names.items()}
 
     @cached_property
     def inputs(self) -> tuple[list[Array], Array]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import device
 from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
+from pallas_kernels.block_sparse_matmul.chains import CHAIN, chain
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, save_table, user_table_path
 from pallas_kernels.block_sparse_matmul.implementations import Implementation, runnable
 from pallas_kernels.block_sparse_matmul.workloads import make_matrix
@@ -32,6 +33,8 @@ DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5)
 TOKENS = {"cpu": (128, 512), "gpu": (128, 1024, 4096, 16384)}
 SIDE_BY_SIDE = {"cpu": (512,)}
 """Tokens of a call where every core of a CPU runs its own, as a server does with a batch."""
+CALLS_IN_A_CHAIN = {"cpu": 1}
+"""Of one jitted function, in one measurement; elsewhere `CHAIN`, as starting one takes longer than many products."""
 CALLS_IN_A_ROW = 4
 """Of each core, in one measurement side by side: cores need not wait for each other."""
 CACHES = 64 * 2**20
@@ -131,17 +134,18 @@ def _measure(w: BlockSparse, tokens: int, at_once: int, rounds: int) -> tuple[di
     names = runnable(w)
     if not names:
         raise KernelError(f"no sparse implementation runs on {device.hardware_name()}: nothing to calibrate")
-    x = jax.random.normal(jax.random.key(0), (tokens, w.shape[0]), w.dtype)
+    chained = CALLS_IN_A_CHAIN.get(device.platform(), CHAIN)
+    xs = list(jax.random.normal(jax.random.key(0), (chained, tokens, w.shape[0]), w.dtype))
     weights = _in_turn(w)
     calls: dict[str, Callable[[], Any]] = {}
     compared: tuple[Implementation, ...] = ("dense", *names)
     for name in compared:
         product, held = as_served(name)
-        calls[name] = _call(product, x, list(map(held, weights)))
+        calls[name] = _call(chain(product), xs, list(map(held, weights)))
     in_a_row = 1 if at_once == 1 else CALLS_IN_A_ROW
     calls = {name: _side_by_side(call, at_once) for name, call in calls.items()}
     timings = measure_interleaved(calls, rounds=rounds)
-    seconds = {name: float(f"{timing.p50 / in_a_row:.4g}") for name, timing in timings.items()}
+    seconds = {name: float(f"{timing.p50 / (in_a_row * chained):.4g}") for name, timing in timings.items()}
     return seconds, max(ratio(timings["dense"], timings[name]) for name in names)
 
 
@@ -165,9 +169,9 @@ def _dense(x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
-def _call(product: Product, x: jax.Array, weights: Sequence[Any]) -> Callable[[], Any]:
-    function, turn = jax.jit(product), cycle(weights)
-    return lambda: function(x, next(turn))
+def _call(products: Callable[..., Any], xs: list[jax.Array], weights: Sequence[Any]) -> Callable[[], Any]:
+    function, turn = jax.jit(products), cycle(weights)
+    return lambda: function(xs, next(turn))
 
 
 def _side_by_side(call: Callable[[], Any], at_once: int) -> Callable[[], Any]:

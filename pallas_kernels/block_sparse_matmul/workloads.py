@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped
 
+from pallas_kernels.block_sparse_matmul.epilogue import Activation
 from pallas_kernels.errors import KernelError
 from pallas_kernels.formats import BlockShape, BlockSparse, from_dense, pad_blocks
 
@@ -18,6 +19,12 @@ MATRICES: dict[str, tuple[int, int]] = {
     "FC2": (3072, 768),
 }
 """BERT-base's matrices, in x out; Q, K and V side by side as one."""
+
+TINY: dict[str, tuple[int, int]] = {"tiny": (96, 128)}
+"""For trying a script itself."""
+
+ACTIVATIONS: dict[str, Activation] = {"FC1": "gelu"}
+"""What follows a matrix inside a model, where anything but its bias does."""
 
 SQUARE_BLOCKS: tuple[BlockShape, ...] = ((32, 32), (64, 64), (16, 16))
 MIXED_BLOCKS: tuple[BlockShape, ...] = ((16, 64), (64, 32), (32, 64), (128, 64), (64, 128), (128, 128))

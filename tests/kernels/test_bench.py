@@ -1,6 +1,7 @@
 """The GPU bench as far as a CPU goes: what it runs, writes, continues, refuses, and when it stops."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from pallas_kernels import KernelError
 from pallas_kernels.block_sparse_matmul import bench, bench_cells, roofline
 from pallas_kernels.block_sparse_matmul.bench_record import Budget, Record
 from pallas_kernels.block_sparse_matmul.bench_table import cost_table
+from pallas_kernels.block_sparse_matmul.chains import chain
 from pallas_kernels.block_sparse_matmul.costs import load_table, save_table
 from pallas_kernels.block_sparse_matmul.mosaic_gpu.tiling import check
 
@@ -177,7 +179,7 @@ def test_grid_becomes_a_cost_table(tmp_path):
 
 def test_products_of_a_chain_stay_apart():
     """Each call of a chain is a product of its own in the program that XLA gets to compile."""
-    layer = bench_cells.chain(bench_cells.dense_layer)
+    layer = chain(partial(bench_cells.dense_layer, "gelu"))
     xs = [jnp.ones((16, 32), jnp.bfloat16)] * 3
     text = jax.jit(layer).lower(xs, jnp.ones((32, 32), jnp.bfloat16), jnp.ones(32, jnp.bfloat16)).as_text()
     assert text.count("dot_general") == 3

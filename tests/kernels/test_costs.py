@@ -13,6 +13,7 @@ from pallas_kernels.block_sparse_matmul import costs, implementations, workloads
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, find_table, save_table, user_table_path
 from pallas_kernels.block_sparse_matmul.implementations import runnable
 from pallas_kernels.device import hardware_name
+from pallas_kernels.timing import Timing
 
 SQUARE, TALL = (512, 512), (2048, 512)
 
@@ -313,6 +314,22 @@ def test_calibration_also_measures_calls_side_by_side(tmp_path, monkeypatch):
     table = calibration.calibrate(tmp_path / "a.json", tokens=[4], side_by_side=[8], report=lambda line: None, **facts)
     assert [(each.tokens, each.at_once) for each in table.entries] == [(4, 1), (8, 2)]
     assert load_table(tmp_path / "a.json") == table
+
+
+def test_a_chain_of_calls_counts_as_that_many(tmp_path, monkeypatch):
+    """On a GPU one call alone would be timed with what starting it takes."""
+    told = {}
+
+    def measure(calls, rounds):
+        told["outputs"] = len(calls["dense"]())
+        return {name: Timing(6.0, 6.0, (6.0,)) for name in calls}
+
+    monkeypatch.setattr(calibration, "CALLS_IN_A_CHAIN", {"cpu": 3})
+    monkeypatch.setattr(calibration, "measure_interleaved", measure)
+    facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "densities": [0.25], "dtypes": ["float32"], "tokens": [4]}
+    table = calibration.calibrate(tmp_path / "a.json", side_by_side=[], report=lambda line: None, **facts)
+    assert told["outputs"] == 3
+    assert table.entries[0].seconds["dense"] == pytest.approx(2.0)
 
 
 def test_calls_side_by_side_have_measurements_of_their_own():
