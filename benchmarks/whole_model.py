@@ -36,8 +36,9 @@ from pallas_kernels.timing import measure_interleaved, ratio
 
 TARGET = 0.2
 HEAD_ROW = f"heads/rows {TARGET}"
+IN_TILES = " in multiples of "
 RUN_DENSE = ", run dense"
-TWO_STEP = rf"([0-9.]+), then (\d+)x\2 to {TARGET}({RUN_DENSE})?"
+TWO_STEP = rf"[0-9.]+, then (?P<side>[0-9]+)x(?P=side) to {TARGET}({RUN_DENSE})?"
 ROUNDS = {1: 15, 8: 9, 32: 5}
 
 
@@ -75,8 +76,9 @@ def models(names):
     for name in names:
         if name == "dense":
             found[name] = (dense, 1.0)
-        elif name == HEAD_ROW:
-            found[name] = head_row(dense, TARGET)
+        elif name.startswith(HEAD_ROW):
+            side = int(name.removeprefix(HEAD_ROW).removeprefix(IN_TILES) or 0)
+            found[name] = head_row(dense, TARGET, (side, side) if side else None)
         else:
             first, tile = name.split(" to ")[0].split(", then ")
             model, kept = two_step(dense, float(first), tuple(map(int, tile.split("x"))))
@@ -143,12 +145,12 @@ def main():
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--splits", action="store_true")
     parser.add_argument("--others", action="store_true")
-    parser.add_argument("--only", nargs="+", metavar="MODEL", help='such as dense "1, then 64x64 to 0.2"')
+    parser.add_argument("--only", nargs="+", metavar="MODEL", help=f'dense "{HEAD_ROW}{IN_TILES}16", for example')
     parser.add_argument("--table", type=Path, help="measured costs to pick products by; otherwise this device's own")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     names = args.only or names_of(args.splits, args.others)
-    if unknown := [name for name in names if name not in ("dense", HEAD_ROW) and not re.fullmatch(TWO_STEP, name)]:
+    if unknown := [name for name in names if not re.fullmatch(f"dense|{HEAD_ROW}({IN_TILES}[0-9]+)?|{TWO_STEP}", name)]:
         parser.error(f"--only knows no {unknown[0]!r}")
     if "dense" not in names or (args.others and HEAD_ROW not in names):
         parser.error("the dense model, and with --others that of heads and rows, is what all others are set beside")

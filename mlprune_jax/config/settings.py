@@ -4,33 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
 from mlprune_jax.config.geometry import Frozen, Integer, ModelConfig, Real
-
-Density = Annotated[Real, Field(gt=0, le=1)]
-Rate = Annotated[Real, Field(ge=0)]
-Count = Annotated[Integer, Field(ge=1)]
-Fraction = Annotated[Real, Field(ge=0, le=1)]
-
-
-def parse_block(value: object) -> object:
-    """Read "32x64" as (32, 64): block_in x block_out."""
-    if isinstance(value, list | tuple):
-        return value
-    parts = str(value).lower().split("x")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"expected block_in x block_out such as 32x32, got {value!r}")
-    return tuple(int(part) for part in parts)
-
-
-_BLOCK_SCHEMA = {
-    "anyOf": [
-        {"type": "string", "pattern": r"^ *[0-9]+ *[xX] *[0-9]+ *$"},
-        {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2},
-    ]
-}
-Block = Annotated[tuple[Count, Count], BeforeValidator(parse_block), WithJsonSchema(_BLOCK_SCHEMA)]
+from mlprune_jax.config.values import Block, Count, Density, Fraction, Rate
 
 
 class TrainSettings(Frozen):
@@ -192,7 +169,14 @@ class PruneStage(TrainSettings):
 
 
 class HeadRowStage(PruneStage):
-    """Step 1: heads and rows. ``start_from`` "pretrained" (as published) is ``model``; unset: the dense stage."""
+    """Step 1: heads and rows. ``start_from`` "pretrained" (as published) is ``model``; unset: the dense stage.
+
+    Attributes:
+        multiple_of: without blocks to follow, round what each layer keeps up to a multiple of it, at the same density:
+            such products run faster (docs/results.md).
+    """
+
+    multiple_of: Count = 1
 
 
 class BlockStage(PruneStage):
@@ -221,6 +205,19 @@ class Prune(Frozen):
         if first.enabled and last.enabled and first.density is not None and first.density < self.density:
             raise ValueError(f"heads_rows.density {first.density} lies below the final density {self.density}")
         return self
+
+    @model_validator(mode="after")
+    def _tiles_round_alone(self) -> Prune:
+        if self.heads_rows.multiple_of > 1 and self.heads_rows.enabled and self.blocks.enabled:
+            raise ValueError("heads_rows.multiple_of is for heads and rows alone: blocks round to their own shape")
+        return self
+
+    @property
+    def head_row_tiles(self) -> tuple[int, int] | None:
+        """The tiles that have to fit what heads and rows leave; ``None`` where any size will do."""
+        side = self.heads_rows.multiple_of
+        alone = (side, side) if side > 1 else None
+        return self.blocks.shape if self.blocks.enabled else alone
 
     @property
     def head_row_density(self) -> float:

@@ -83,8 +83,7 @@ def check_schedules(prune: Prune, students: Mapping[str, ModelConfig], steps: Ma
     """
     first, last = prune.heads_rows, prune.blocks
     if first.enabled:
-        tiles = last.shape if last.enabled else None
-        cost = _head_row_cost(students["heads_rows"], tiles)
+        cost = _head_row_cost(students["heads_rows"], prune.head_row_tiles)
         _warn_of_mixture("heads_rows", first)
         _check_target(first, cost, prune.head_row_density, steps["heads_rows"])
         if last.enabled and last.start_from is None:

@@ -182,8 +182,7 @@ def head_row_stage(context: Context, student: Model, teacher: Model | None) -> H
     """Step 1: learn which heads and rows stay, cut the rest out, and recover."""
     prune = context.config.prune
     settings = prune.heads_rows
-    tiles = prune.blocks.shape if prune.blocks.enabled else None
-    cost = HeadRowCost(student.config, find_groups(student.config, (HEAD, ROW)), tiles)
+    cost = HeadRowCost(student.config, find_groups(student.config, (HEAD, ROW)), prune.head_row_tiles)
     learned, kept = _learn(context, "heads_rows", settings, student, teacher, cost, prune.head_row_density)
 
     def cut(masks: Masks) -> Model:

@@ -75,7 +75,8 @@ class HeadRowCost:
     Attributes:
         config: the model before this stage.
         groups: its head and row groups, of `HEAD` and `ROW` alone.
-        block_shape: where a block stage follows, kept units are rounded up until its tiles cover every matrix.
+        block_shape: tiles that have to cover every matrix, of a block stage that follows or for the sake of speed; kept
+            units are rounded up until they do.
     """
 
     config: ModelConfig
@@ -93,7 +94,7 @@ class HeadRowCost:
         return head_row_cost(self.config, fractions, biases=False) / encoder_size(self.config, biases=False)
 
     def round_up(self, kept: Mapping[str, Number]) -> dict[str, Number]:
-        """Kept units, raised until tiles cover every matrix exactly; unchanged where no block stage follows."""
+        """Kept units, raised until tiles cover every matrix exactly; unchanged without any."""
         if self.block_shape is None:
             return dict(kept)
         return {g.name: round_up(kept[g.name], rounding_unit(g, self.block_shape), g.size) for g in self.groups}

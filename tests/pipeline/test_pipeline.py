@@ -316,6 +316,20 @@ def test_scores_start_from_fishers_order(finished, tiny, tmp_path, densities, lo
     assert any(not np.array_equal(found, np.sort(found)) for found in scores.values())
 
 
+def test_heads_and_rows_alone_in_multiples(finished, tiny, tmp_path):
+    """What each layer keeps is a multiple of 16, two heads of 8 among it, at the density that was asked for."""
+    stage = {**tiny.settings["prune"]["heads_rows"], "multiple_of": 16}
+    dense = {"model": str(finished / "stages" / "dense"), "dense": {"enabled": False}}
+    prune = {"density": TARGET, "heads_rows": stage, "blocks": {"enabled": False}}
+    pipeline.run(tiny.config(**dense, prune=prune), tmp_path / "run", quiet=True)
+    final = load(tmp_path / "run" / "final")
+    assert TARGET - 0.1 <= count(final, tiles=False) / dense_size(final.config) <= TARGET  # one step is up to 8 %
+    for kept in final.config.layer_shapes:
+        assert 8 * len(kept.heads or range(4)) % 16 == 0
+        for rows, all_of_them in ((kept.attention_output, 32), (kept.ffn, 64), (kept.ffn_output, 32)):
+            assert len(rows or range(all_of_them)) % 16 == 0
+
+
 def test_heads_rows_from_a_given_folder(finished, tiny, tmp_path):
     """The student starts shrunk already, and ends at the density of the dense encoder that is asked for."""
     given = str(finished / "stages" / "heads_rows")
@@ -360,6 +374,12 @@ def test_soft_scores_start_above_zero(tiny):
 def test_settings_that_would_do_nothing_are_refused(tiny, stage, run, told):
     with pytest.raises(ValueError, match=told):
         tiny.config(prune={"density": 0.4, "blocks": {**tiny.settings["prune"]["blocks"], **stage}}, **run)
+
+
+def test_tiles_of_blocks_round_alone(tiny):
+    stage = {**tiny.settings["prune"]["heads_rows"], "multiple_of": 8}
+    with pytest.raises(ValueError, match=r"heads_rows\.multiple_of is for heads and rows alone"):
+        tiny.config(prune={**tiny.settings["prune"], "heads_rows": stage})
 
 
 def test_density_of_the_only_stage_is_the_density(tiny):
