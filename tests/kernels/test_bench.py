@@ -165,9 +165,9 @@ def test_grid_becomes_a_cost_table(tmp_path):
     record = Record(tmp_path / "b.json", bench.environment(True, ["--quick"]) | {"device_kind": "NVIDIA H200"})
     times = {"dense": 30.0, "mosaic_gpu:streaming": 20.0, "mosaic_gpu:x_stationary": 15.0, "triton": 18.0}
     cell = {"microseconds": times, "shared_blocks": 100, "multiprocessors": 132}
-    record.add("grid/4096/FC1/0.1/64x64/chain of 8", cell)
+    record.add("grid/4096/FC1/0.1/64x64/chain of 64", cell)
     record.add("grid/512/FC1/0.1/64x64/chain of 1", cell)
-    record.add("grid/4096/FC2/0.1/64x64/chain of 8", {"failed": "compiler"})
+    record.add("grid/4096/FC2/0.1/64x64/chain of 64", {"failed": "compiler"})
     save_table(cost_table(record), tmp_path / "table.json")
     table = load_table(tmp_path / "table.json")
     assert table.hardware == "NVIDIA H200"
