@@ -5,11 +5,15 @@
 
 Random weights and masks. Pruned models are cut as the pipeline cuts them, with equal thresholds everywhere and random
 scores: heads/rows alone to 0.2 of the encoder's parameters, or heads/rows to 0.5 and then blocks to 0.2 in all.
-``--splits`` compares other first steps instead, for the same 0.2. ``--others`` sets the dense and the head/row model
-beside torch and ONNX Runtime, on a CPU where they are installed, and beside their own exported files in the latter: in
-runs of its own, as those threads go on spinning after a call and would disturb whatever comes next. On a GPU the
-baseline is this library's dense model in the same dtype, with cuDNN's attention. All calls of one batch size are timed
-in turn, round by round; a ratio is the median of the ratios within one round. ``--json FILE`` stores the results.
+``--splits`` compares other first steps instead, for the same 0.2, and ``--only`` takes models by name, such as
+"heads/rows 0.2 in multiples of 64".
+
+``--others`` sets the dense and the head/row model beside torch and ONNX Runtime, on a CPU where they are installed, and
+beside their own exported files in the latter: in runs of its own, as those threads go on spinning after a call and
+would disturb whatever comes next. On a GPU the baseline is this library's dense model in the same dtype, with cuDNN's
+attention, and ``--table`` picks products by measured costs of this device other than its own table's. All calls of one
+batch size are timed in turn, round by round; a ratio is the median of the ratios within one round. ``--json FILE``
+stores the results.
 """
 
 import argparse
@@ -32,6 +36,7 @@ from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
 from mlprune_jax.pruning.masks import apply_masks, init_scores, masks_keeping
 from mlprune_jax.pruning.shrink import shrink
 from pallas_kernels import load_table
+from pallas_kernels.device import hardware_name
 from pallas_kernels.timing import measure_interleaved, ratio
 
 TARGET = 0.2
@@ -39,6 +44,7 @@ HEAD_ROW = f"heads/rows {TARGET}"
 IN_TILES = " in multiples of "
 RUN_DENSE = ", run dense"
 TWO_STEP = rf"[0-9.]+, then (?P<side>[0-9]+)x(?P=side) to {TARGET}({RUN_DENSE})?"
+NAMES = f"dense|{HEAD_ROW}({IN_TILES}[1-9][0-9]*)?|{TWO_STEP}"
 ROUNDS = {1: 15, 8: 9, 32: 5}
 
 
@@ -150,11 +156,15 @@ def main():
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     names = args.only or names_of(args.splits, args.others)
-    if unknown := [name for name in names if not re.fullmatch(f"dense|{HEAD_ROW}({IN_TILES}[0-9]+)?|{TWO_STEP}", name)]:
+    if unknown := [
+        name for name in names if not re.fullmatch(f"dense|{HEAD_ROW}({IN_TILES}[1-9][0-9]*)?|{TWO_STEP}", name)
+    ]:
         parser.error(f"--only knows no {unknown[0]!r}")
     if "dense" not in names or (args.others and HEAD_ROW not in names):
         parser.error("the dense model, and with --others that of heads and rows, is what all others are set beside")
     table = load_table(args.table) if args.table else None
+    if table is not None and (not table.entries or table.hardware != hardware_name()):
+        parser.error(f"{args.table} holds {len(table.entries)} products of {table.hardware}: it decides nothing here")
     result = describe() | {"dtype": args.dtype, "length": args.length, "batches": {}}
     found = models(names)
     for batch in map(int, args.batch.split(",")):

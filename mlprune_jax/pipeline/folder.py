@@ -149,7 +149,7 @@ class RunFolder:
         if changed := [name for name, value in identity.items() if stored.get(name) != value]:
             raise ConfigError(
                 f"{self.root} was begun with another {' and another '.join(changed)} than it has now",
-                hint="put back what was changed, or start a new run in another folder",
+                hint="put back what was changed (mlprune's version may be), or start a new run in another folder",
             )
         self.describe(identity=identity)
 

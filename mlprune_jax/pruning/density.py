@@ -202,9 +202,13 @@ def check_reachable(cost: Cost, target: float) -> None:
         ConfigError: with what is the least.
     """
     if (least := smallest_density(cost)) > target:
+        what, smaller = "one unit per group", "units"
+        if isinstance(cost, HeadRowCost) and cost.block_shape is not None:
+            what = "one unit per group, rounded up to tiles of {}x{},".format(*cost.block_shape)
+            smaller = "tiles (blocks.shape, or heads_rows.multiple_of)"
         raise ConfigError(
-            f"density {target:g} cannot be reached: one unit per group already keeps {least:.4f} of the encoder",
-            hint="raise the density, or use smaller units",
+            f"density {target:g} cannot be reached: {what} already keeps {least:.4f} of the encoder",
+            hint=f"raise the density, or use smaller {smaller}",
         )
 
 

@@ -184,7 +184,7 @@ class Checkpoints:
         if differing:
             raise ConfigError(
                 f"{folder} was saved with another {' and another '.join(differing)} than this run has",
-                hint="put back what was changed, or start a new run in another folder",
+                hint="put back what was changed (mlprune's version may be), or start a new run in another folder",
             )
         wanted, found = _leaves(like), facts["leaves"]
         odd = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]

@@ -32,7 +32,6 @@ from pallas_kernels.block_sparse_matmul.bench_cells import (
 )
 from pallas_kernels.block_sparse_matmul.bench_record import Budget, Record
 from pallas_kernels.block_sparse_matmul.bench_table import cost_table
-from pallas_kernels.block_sparse_matmul.chains import CHAIN
 from pallas_kernels.block_sparse_matmul.costs import save_table
 from pallas_kernels.device import compute_capability, device_kind, platform
 from pallas_kernels.errors import KernelError
@@ -41,6 +40,8 @@ from pallas_kernels.timing import measure_interleaved
 
 STEPS = ("correctness", "grid", "probes", "sweep")
 GPU_TOKENS = (4096, 512, 128, 16384)  # what decides first comes first
+CELLS = 2
+"""What cells mean, from 1 on: chains of 64 calls since 2, each matrix with what follows it in a model."""
 DRY_CHAIN = 8
 SINGLE_UP_TO = 512  # tokens up to which one call alone is timed too: there launches weigh
 
@@ -66,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     record.content["complete"] = ended
     record.write()
     if options.table is not None:
-        save_table(cost_table(record), options.table)
+        table = cost_table(record)
+        save_table(table, options.table)
+        print(f"{options.table}: {len(table.entries)} products")
     _print_summary(record, ended)
     return 0 if all(map(_passed, record.cells("correctness/").values())) else 1
 
@@ -91,6 +94,7 @@ def environment(dry_run: bool, arguments: list[str]) -> dict[str, Any]:
         "commit": _commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "roofline_model": roofline.MODEL,
+        "cells": CELLS,
     }
 
 
@@ -178,13 +182,13 @@ def _grid(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
     densities = (0.1, 0.3) if options.dry_run or options.quick else workloads.DENSITIES
     blocks = ((32, 32),) if options.dry_run else workloads.SQUARE_BLOCKS[: 2 if options.quick else 3]
     rounds = 3 if options.dry_run else 20
-    lengths = (DRY_CHAIN if options.dry_run else CHAIN, 1)  # chains first: the cost table is made of them
+    lengths = (DRY_CHAIN if options.dry_run else None, 1)  # chains first: the cost table is made of them
     for length, tokens, name, block in product(lengths, tokens_list, matrices, blocks):
         if length == 1 and tokens > SINGLE_UP_TO:
             continue
         layers = Layers(tokens, name, block, _trusted(record, options, block), length)
         for density in densities:
-            key = f"grid/{tokens}/{name}/{density}/{block[0]}x{block[1]}/chain of {length}"
+            key = f"grid/{tokens}/{name}/{density}/{block[0]}x{block[1]}/chain of {layers.length}"
             yield key, partial(layers.measure, density, highest=max(densities), rounds=rounds)
 
 

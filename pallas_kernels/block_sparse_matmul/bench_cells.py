@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.block_sparse_matmul import reference, roofline, workloads
 from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
-from pallas_kernels.block_sparse_matmul.chains import CHAIN, chain
+from pallas_kernels.block_sparse_matmul.chains import chain, chain_length
 from pallas_kernels.block_sparse_matmul.epilogue import Activation, finish
 from pallas_kernels.block_sparse_matmul.implementations import IMPLEMENTATIONS, check_implementation
 from pallas_kernels.block_sparse_matmul.mosaic_gpu import DESIGNS, Tiling, multiprocessors, plan
@@ -105,11 +105,12 @@ class Layers:
     """
 
     def __init__(
-        self, tokens: int, matrix: str, block: BlockShape, names: dict[str, Product], length: int = CHAIN
+        self, tokens: int, matrix: str, block: BlockShape, names: dict[str, Product], length: int | None = None
     ) -> None:
         """``length`` is the number of calls in a chain; with 1, the wait for the device is part of the time."""
-        self.tokens, self.block, self.names, self.length = tokens, block, names, length
+        self.tokens, self.block, self.names = tokens, block, names
         self.shape, activation = (workloads.MATRICES | workloads.TINY)[matrix], workloads.ACTIVATIONS.get(matrix)
+        self.length = chain_length(tokens, self.shape, jnp.bfloat16) if length is None else length
         self.dense = jax.jit(chain(partial(dense_layer, activation)))
         self.sparse = {name: jax.jit(chain(partial(_layer, f, activation))) for name, f in names.items()}
 

@@ -33,7 +33,9 @@ class Record:
             before, self.content["cells"] = found["environment"], found["cells"]
         except (ValueError, KeyError, TypeError) as error:
             raise KernelError(f"{path} is no record of this bench ({error}); give another --out") from error
-        changed = [name for name in ("device_kind", "jax", "dry_run") if before.get(name) != environment[name]]
+        changed = [
+            name for name in ("device_kind", "jax", "dry_run", "cells") if before.get(name) != environment.get(name)
+        ]
         if changed:
             was = ", ".join(f"{name} {before.get(name)} (now {environment[name]})" for name in changed)
             raise KernelError(f"{path} holds cells of another run: {was}; give another --out")

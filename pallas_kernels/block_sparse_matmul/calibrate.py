@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import device
 from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
-from pallas_kernels.block_sparse_matmul.chains import CHAIN, chain
+from pallas_kernels.block_sparse_matmul.chains import chain, chain_length
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, save_table, user_table_path
 from pallas_kernels.block_sparse_matmul.implementations import Implementation, runnable
 from pallas_kernels.block_sparse_matmul.workloads import make_matrix
@@ -34,7 +34,9 @@ TOKENS = {"cpu": (128, 512), "gpu": (128, 1024, 4096, 16384)}
 SIDE_BY_SIDE = {"cpu": (512,)}
 """Tokens of a call where every core of a CPU runs its own, as a server does with a batch."""
 CALLS_IN_A_CHAIN = {"cpu": 1}
-"""Of one jitted function, in one measurement; elsewhere `CHAIN`, as starting one takes longer than many products."""
+"""Of one jitted function, in one measurement; elsewhere `chain_length`, as starting one takes longer than a product."""
+MADE_FOR_CPUS: tuple[Implementation, ...] = ("xla",)
+"""Not calibrated elsewhere: a pattern that is unrolled, once for each call of a chain, compiles for minutes."""
 CALLS_IN_A_ROW = 4
 """Of each core, in one measurement side by side: cores need not wait for each other."""
 CACHES = 64 * 2**20
@@ -131,11 +133,13 @@ def _ascending(
 
 def _measure(w: BlockSparse, tokens: int, at_once: int, rounds: int) -> tuple[dict[str, float], float]:
     """Median seconds of dense and of every implementation, and the best ratio of neighbours."""
-    names = runnable(w)
+    platform = device.platform()
+    names: list[Implementation] = [n for n in runnable(w) if platform == "cpu" or n not in MADE_FOR_CPUS]
     if not names:
         raise KernelError(f"no sparse implementation runs on {device.hardware_name()}: nothing to calibrate")
-    chained = CALLS_IN_A_CHAIN.get(device.platform(), CHAIN)
-    xs = list(jax.random.normal(jax.random.key(0), (chained, tokens, w.shape[0]), w.dtype))
+    chained = CALLS_IN_A_CHAIN.get(platform) or chain_length(tokens, w.shape, w.dtype)
+    keys = jax.random.split(jax.random.key(0), chained)
+    xs = [jax.random.normal(key, (tokens, w.shape[0]), w.dtype) for key in keys]
     weights = _in_turn(w)
     calls: dict[str, Callable[[], Any]] = {}
     compared: tuple[Implementation, ...] = ("dense", *names)

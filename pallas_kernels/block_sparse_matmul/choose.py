@@ -29,7 +29,7 @@ MOST_OCTAVES = 1.0
 """How far (in powers of two, of the side that differs more) a measured matrix may lie from the one in question."""
 
 # Without a measurement, on a CPU: a tenth of the arithmetic, 1.6 times as fast and more in float32 (packaged tables).
-# Elsewhere nothing is sure to win: on an H100 a product without GELU gains little over dense, if anything.
+# Elsewhere nothing is sure to win.
 CPU_DENSITY = 0.10
 CPU_SIDE = 32
 CPU_TOKENS = 8  # a single token took 1.1 to 1.3 times as long as dense

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import KernelError
-from pallas_kernels.block_sparse_matmul import bench, bench_cells, roofline
+from pallas_kernels.block_sparse_matmul import bench, bench_cells, roofline, workloads
 from pallas_kernels.block_sparse_matmul.bench_record import Budget, Record
 from pallas_kernels.block_sparse_matmul.bench_table import cost_table
-from pallas_kernels.block_sparse_matmul.chains import chain
+from pallas_kernels.block_sparse_matmul.chains import chain, chain_length
 from pallas_kernels.block_sparse_matmul.costs import load_table, save_table
 from pallas_kernels.block_sparse_matmul.mosaic_gpu.tiling import check
 
@@ -175,6 +175,30 @@ def test_grid_becomes_a_cost_table(tmp_path):
     (entry,) = table.entries
     assert entry.seconds == pytest.approx({"dense": 30e-6, "mosaic_gpu": 15e-6, "triton": 18e-6})
     assert (entry.tokens, entry.shape, entry.block_shape, entry.density) == (4096, (768, 3072), (64, 64), 0.1)
+
+
+@pytest.mark.parametrize(("matrix", "has_gelu"), [("QKV", False), ("O", False), ("FC1", True), ("FC2", False)])
+def test_each_matrix_is_followed_by_what_follows_it_in_a_model(matrix, has_gelu):
+    """Dense and sparse alike: a GELU costs XLA's dense product more than a kernel that fuses it."""
+    d_in, d_out = workloads.MATRICES[matrix]
+    named = bench_cells.products(("dense",))
+    layers = bench_cells.Layers(8, matrix, (64, 64), named, length=1)
+    w = workloads.make_matrix((d_in, d_out), (64, 64), 0.1, jnp.bfloat16)
+    x, bias = [jnp.ones((8, d_in), jnp.bfloat16)], jnp.ones(d_out, jnp.bfloat16)
+    for layer, weight in ((layers.dense, jnp.ones((d_in, d_out), jnp.bfloat16)), (layers.sparse["dense"], w)):
+        assert ("erf" in layer.lower(x, weight, bias).as_text()) == has_gelu
+
+
+@pytest.mark.parametrize(("tokens", "calls"), [(128, 64), (4096, 64), (16384, 17), (131072, 8)])
+def test_chains_of_large_products_are_shorter(tokens, calls):
+    """By hand: 2 GiB over 16384 x 3840 numbers of two bytes."""
+    assert chain_length(tokens, (768, 3072), jnp.bfloat16) == calls
+
+
+def test_cells_of_another_meaning_are_not_gone_on_with(tmp_path):
+    Record(tmp_path / "b.json", ENVIRONMENT).write()
+    with pytest.raises(KernelError, match=r"holds cells of another run: cells None \(now 2\)"):
+        Record(tmp_path / "b.json", ENVIRONMENT | {"cells": 2})
 
 
 def test_products_of_a_chain_stay_apart():

@@ -123,7 +123,7 @@ def test_what_was_not_measured_goes_by_the_rule(facts):
 
 RULE = [
     # platform, block side, density, tokens, dtype, size, picked
-    ("gpu", 64, 0.05, 4096, "bfloat16", 768, "dense"),  # no kernel was timed on any GPU yet
+    ("gpu", 64, 0.05, 4096, "bfloat16", 768, "dense"),  # no GPU has a table in the package
     ("gpu", 64, 0.05, 4096, "float32", 768, "dense"),
     ("cpu", 32, 0.10, 8, "float32", 768, "xla"),
     ("cpu", 32, 0.10, 7, "float32", 768, "dense"),
@@ -330,6 +330,13 @@ def test_a_chain_of_calls_counts_as_that_many(tmp_path, monkeypatch):
     table = calibration.calibrate(tmp_path / "a.json", side_by_side=[], report=lambda line: None, **facts)
     assert told["outputs"] == 3
     assert table.entries[0].seconds["dense"] == pytest.approx(2.0)
+
+
+def test_what_is_made_for_cpus_is_not_calibrated_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration.device, "platform", lambda: "gpu")
+    facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "densities": [0.25], "dtypes": ["float32"], "tokens": [4]}
+    with pytest.raises(KernelError, match="nothing to calibrate"):
+        calibration.calibrate(tmp_path / "a.json", report=lambda line: None, **facts)
 
 
 def test_calls_side_by_side_have_measurements_of_their_own():

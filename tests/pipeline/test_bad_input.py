@@ -66,6 +66,10 @@ def test_the_untouched_input_is_accepted(refused, tmp_path):
         ("prune.density=1.5", "prune.density: should be less than or equal to 1, got 1.5"),
         ("prune={density: 0.05, heads_rows: {enabled: false}, blocks: {shape: 8x8}}", "density 0.05 cannot be reached"),
         ("prune={density: 0.02, heads_rows: {}, blocks: {enabled: false}}", "density 0.02 cannot be reached"),
+        (
+            "prune={density: 0.2, heads_rows: {multiple_of: 64}, blocks: {enabled: false}}",
+            "rounded up to tiles of 64x64, already keeps 1.0000",
+        ),
         ("prune.blocks.shape=12x12", "block of 12x12 does not divide attention/query, which is 32x32"),
         ("prune.blocks.shape=8", "expected block_in x block_out"),
         ("max_length=40", "max_length 40 is above the model's 32 positions"),
