@@ -47,6 +47,7 @@ def ways():
 
 
 def draw_density(axes):
+    axes.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)
     for name, points in curves().items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("minilm_"))
     axes.invert_xaxis()
