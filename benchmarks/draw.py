@@ -47,7 +47,7 @@ def ways():
 
 
 def draw_density(axes):
-    axes.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)
+    axes.set_prop_cycle(color=pyplot.colormaps["tab20"](range(20)))
     for name, points in curves().items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("minilm_"))
     axes.invert_xaxis()

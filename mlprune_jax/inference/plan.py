@@ -106,6 +106,7 @@ def _decide_one(
             kept,
             tokens,
             dtype,
+            activation="gelu" if product == "ffn" else None,  # the one kind that is measured stands for both
             side_by_side=side_by_side,
             table=table,
             allowed=runnable(weight),

@@ -56,7 +56,7 @@ def block_sparse_matmul(
     _check_operands(x, w, bias, residual, activation)
     tokens = x.reshape(-1, x.shape[-1])
     if implementation is None:
-        implementation = choose_for(w, tokens.shape[0]).implementation
+        implementation = choose_for(w, tokens.shape[0], activation).implementation
     elif implementation not in IMPLEMENTATIONS:
         raise KernelError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
     check_implementation(implementation, w)
@@ -67,16 +67,18 @@ def block_sparse_matmul(
     return matmul(tokens, w, bias, added, activation).reshape(*x.shape[:-1], w.shape[1])
 
 
-def choose_for(w: BlockSparse, tokens: int) -> Choice:
+def choose_for(w: BlockSparse, tokens: int, activation: Activation | None = None) -> Choice:
     """How a product with ``w`` runs on the default device when no implementation is asked for, and why.
 
     Args:
         w: packed matrix; without a pattern its padding blocks count as stored, as they are computed.
         tokens: rows of the left operand.
+        activation: what follows the product.
     """
     stored = len(w.pattern.indices) if w.pattern else len(w.indices)
     rows, columns = w.grid
-    return choose(w.shape, w.block_shape, stored / (rows * columns), tokens, w.dtype, allowed=runnable(w))
+    facts = w.shape, w.block_shape, stored / (rows * columns), tokens, w.dtype
+    return choose(*facts, activation=activation, allowed=runnable(w))
 
 
 def _check_operands(x: Any, w: Any, bias: Any, residual: Any, activation: Any) -> None:

@@ -21,17 +21,19 @@ def cost_table(record: Record) -> CostTable:
         _, tokens, name, density, block, length = key.split("/")
         if "microseconds" not in cell or length == "chain of 1":
             continue
-        entries.append(_entry(int(tokens), workloads.MATRICES[name], float(density), block, cell))
+        entries.append(_entry(int(tokens), name, float(density), block, cell))
     measured = {name: record.content["environment"][name] for name in ("jax", "jaxlib", "started", "command", "commit")}
     return CostTable(record.content["environment"]["device_kind"], measured, tuple(entries))
 
 
-def _entry(tokens: int, shape: tuple[int, int], density: float, block: str, cell: dict[str, Any]) -> Entry:
+def _entry(tokens: int, matrix: str, density: float, block: str, cell: dict[str, Any]) -> Entry:
     block_in, block_out = map(int, block.split("x"))
+    shape = workloads.MATRICES[matrix]
     design = plan(None, tokens, shape, (block_in, block_out), cell["shared_blocks"], cell["multiprocessors"]).design
     seconds = {
         name.removesuffix(f":{design}"): us * 1e-6
         for name, us in cell["microseconds"].items()
         if ":" not in name or name.endswith(f":{design}")
     }
-    return Entry("bfloat16", shape, (block_in, block_out), density, tokens, seconds)
+    follows = workloads.ACTIVATIONS.get(matrix)
+    return Entry("bfloat16", shape, (block_in, block_out), density, tokens, seconds, activation=follows)

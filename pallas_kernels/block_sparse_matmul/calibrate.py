@@ -18,8 +18,9 @@ from pallas_kernels import device
 from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
 from pallas_kernels.block_sparse_matmul.chains import chain, chain_length
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, save_table, user_table_path
+from pallas_kernels.block_sparse_matmul.epilogue import Activation, finish
 from pallas_kernels.block_sparse_matmul.implementations import Implementation, runnable
-from pallas_kernels.block_sparse_matmul.workloads import make_matrix
+from pallas_kernels.block_sparse_matmul.workloads import ACTIVATIONS, MATRICES, make_matrix
 from pallas_kernels.block_sparse_matmul.xla import multiply, unroll
 from pallas_kernels.errors import KernelError
 from pallas_kernels.formats import BlockShape, BlockSparse, to_dense
@@ -120,18 +121,28 @@ def _ascending(
     rounds: int,
 ) -> Iterator[Entry]:
     """Cells of one matrix, from few blocks to many, without those that are sure to lose."""
-    hopeful = list(loads)
+    hopeful, activation = list(loads), _follows(shape)
     grid = (shape[0] // block_shape[0]) * (shape[1] // block_shape[1])
     for stored in sorted({max(round(density * grid), 1) for density in densities}):
         w = make_matrix(shape, block_shape, stored / grid, jnp.dtype(dtype))
         for load in tuple(hopeful):
-            seconds, gain = _measure(w, *load, rounds)
+            seconds, gain = _measure(w, *load, rounds, activation)
             if gain < HOPELESS:
                 hopeful.remove(load)
-            yield Entry(dtype, shape, block_shape, round(stored / grid, 6), load[0], seconds, load[1])
+            kept = round(stored / grid, 6)
+            yield Entry(dtype, shape, block_shape, kept, load[0], seconds, load[1], activation)
 
 
-def _measure(w: BlockSparse, tokens: int, at_once: int, rounds: int) -> tuple[dict[str, float], float]:
+def _follows(shape: tuple[int, int]) -> Activation | None:
+    """What follows a matrix in a model, where that decides: XLA for CPUs fuses it with every product alike."""
+    if device.platform() == "cpu":
+        return None
+    return next((each for name, each in ACTIVATIONS.items() if MATRICES[name] == shape), None)
+
+
+def _measure(
+    w: BlockSparse, tokens: int, at_once: int, rounds: int, activation: Activation | None
+) -> tuple[dict[str, float], float]:
     """Median seconds of dense and of every implementation, and the best ratio of neighbours."""
     platform = device.platform()
     names: list[Implementation] = [n for n in runnable(w) if platform == "cpu" or n not in MADE_FOR_CPUS]
@@ -144,7 +155,7 @@ def _measure(w: BlockSparse, tokens: int, at_once: int, rounds: int) -> tuple[di
     calls: dict[str, Callable[[], Any]] = {}
     compared: tuple[Implementation, ...] = ("dense", *names)
     for name in compared:
-        product, held = as_served(name)
+        product, held = as_served(name, activation)
         calls[name] = _call(chain(product), xs, list(map(held, weights)))
     in_a_row = 1 if at_once == 1 else CALLS_IN_A_ROW
     calls = {name: _side_by_side(call, at_once) for name, call in calls.items()}
@@ -160,17 +171,19 @@ def _in_turn(w: BlockSparse) -> list[BlockSparse]:
     return [jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), w) for _ in range(copies)]
 
 
-def as_served(implementation: Implementation) -> tuple[Product, Callable[[BlockSparse], Any]]:
+def as_served(
+    implementation: Implementation, activation: Activation | None = None
+) -> tuple[Product, Callable[[BlockSparse], Any]]:
     """A product as a server runs it, and what it makes of a packed matrix once, before any call."""
     if implementation == "dense":
-        return _dense, to_dense
+        return partial(_dense, activation), to_dense
     if implementation == "xla":
-        return lambda x, w: multiply(x, w, None, None, None), unroll
-    return partial(block_sparse_matmul, implementation=implementation), lambda w: w
+        return lambda x, w: multiply(x, w, None, None, activation), unroll
+    return partial(block_sparse_matmul, activation=activation, implementation=implementation), lambda w: w
 
 
-def _dense(x: jax.Array, w: jax.Array) -> jax.Array:
-    return jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(x.dtype)
+def _dense(activation: Activation | None, x: jax.Array, w: jax.Array) -> jax.Array:
+    return finish(jnp.matmul(x, w, preferred_element_type=jnp.float32), None, activation, None, x.dtype)
 
 
 def _call(products: Callable[..., Any], xs: list[jax.Array], weights: Sequence[Any]) -> Callable[[], Any]:

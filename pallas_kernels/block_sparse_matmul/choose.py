@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 
 from pallas_kernels import device
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, find_table
+from pallas_kernels.block_sparse_matmul.epilogue import Activation
 from pallas_kernels.block_sparse_matmul.implementations import SPARSE, Implementation
 from pallas_kernels.formats import BlockShape
 
@@ -58,6 +59,7 @@ def choose(
     tokens: int,
     dtype: Any,
     *,
+    activation: Activation | None = None,
     side_by_side: bool = False,
     table: CostTable | None = None,
     device_kind: str | None = None,
@@ -75,6 +77,8 @@ def choose(
         density: stored blocks over all blocks.
         tokens: rows of the left operand.
         dtype: of the operands.
+        activation: what follows the product. Where it was not measured with one, as if without: our kernels compute it
+            with the product, as dense products do not everywhere.
         side_by_side: other calls run at the same time, one on each core of a CPU, where products gain more that alone
             leave cores idle. Where that was not measured, as if alone.
         table: measurements; ``None`` takes the user's or the package's for the device.
@@ -95,11 +99,8 @@ def choose(
     platform = device.platform() if platform is None else platform
     table = find_table(hardware) if table is None else table
     if table is not None and table.hardware == hardware:
-        entries = [entry for entry in table.entries if (entry.at_once > 1) == side_by_side]
-        predicted = _predict_all(entries, allowed, product)
-        if side_by_side and not predicted:
-            predicted = _predict_all([entry for entry in table.entries if entry.at_once == 1], allowed, product)
-        if predicted:
+        tried = (_predict_all(each, allowed, product) for each in _alike(table.entries, side_by_side, activation))
+        if predicted := next(filter(None, tried), None):
             ratio, best, beyond = max(predicted)
             picked: Implementation = best if ratio > (GAIN_BEYOND if beyond else GAIN) else "dense"
             return Choice(picked, f"measured: {best} {ratio:.2f}x dense at {product}", ratio)
@@ -122,6 +123,14 @@ class _Prediction(NamedTuple):
     ratio: float  # dense time over the implementation's
     implementation: Implementation
     beyond: bool  # a side is shorter than in each measured matrix it comes from, or tokens are more
+
+
+def _alike(entries: Iterable[Entry], side_by_side: bool, activation: Activation | None) -> Iterator[list[Entry]]:
+    """The entries measured as the product runs, then those that stand in for them."""
+    every = list(entries)
+    for beside in (True, False) if side_by_side else (False,):
+        for follows in dict.fromkeys((activation, None)):
+            yield [entry for entry in every if (entry.at_once > 1) == beside and entry.activation == follows]
 
 
 def _predict_all(

@@ -14,13 +14,16 @@ import re
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from pallas_kernels.block_sparse_matmul.epilogue import Activation
 from pallas_kernels.block_sparse_matmul.implementations import IMPLEMENTATIONS
 from pallas_kernels.device import any_generation
 from pallas_kernels.errors import KernelError
 
 FORMAT = 1
+UNSAID = {"at_once": 1, "activation": None}
+"""What tables from before they were told apart do not say of an entry."""
 PACKAGED = Path(__file__).parent / "costs"
 
 
@@ -34,6 +37,7 @@ class Entry:
         block_shape: ``(block_in, block_out)``.
         density: stored blocks over all blocks.
         tokens: rows of the left operand, of one call.
+        activation: what followed the product in the same function; ``None``: nothing, or a bias.
         at_once: calls that ran side by side, one on each core of a CPU; 1 is a call alone, with all cores to itself.
         seconds: implementation -> median seconds; "dense" (the platform's own product, spread once) is always there.
     """
@@ -45,6 +49,7 @@ class Entry:
     tokens: int
     seconds: dict[str, float]
     at_once: int = 1
+    activation: Activation | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,8 @@ def find_table(hardware: str) -> CostTable | None:
     """What is known of a device: the user's table, and the package's for whatever kind of product that one lacks.
 
     Where there is none of a CPU's generation, a table from before generations were told apart stands in for it. A kind
-    is a dtype, a matrix and block shape, and how many calls ran at once: a calibration that was cut short, or is from
-    before calls ran side by side, hides nothing of the others.
+    is a dtype, a matrix and block shape, what followed, and how many calls ran at once: a calibration that was cut
+    short, or is from before calls ran side by side, hides nothing of the others.
 
     Raises:
         KernelError: a table is damaged.
@@ -103,7 +108,7 @@ def _table_in(folder: Path, hardware: str) -> CostTable | None:
 
 
 def _kind(entry: Entry) -> tuple[Any, ...]:
-    return entry.dtype, entry.shape, entry.block_shape, entry.at_once
+    return entry.dtype, entry.shape, entry.block_shape, entry.at_once, entry.activation
 
 
 def load_table(path: Path | str) -> CostTable:
@@ -142,9 +147,9 @@ def _cached(path: Path, modified: int) -> CostTable:
 
 
 def _entry(raw: Any, where: str) -> Entry:
-    if not isinstance(raw, dict) or {*raw, "at_once"} != set(Entry.__dataclass_fields__):
+    if not isinstance(raw, dict) or {*raw, *UNSAID} != set(Entry.__dataclass_fields__):
         raise KernelError(f"{where} must have {', '.join(Entry.__dataclass_fields__)}; got {raw!r}")
-    raw = {"at_once": 1} | raw  # tables from before it was measured
+    raw = UNSAID | raw
     checks = {
         "dtype": isinstance(raw["dtype"], str),
         "shape": _are_sizes(raw["shape"], 2),
@@ -153,6 +158,7 @@ def _entry(raw: Any, where: str) -> Entry:
         "tokens": _are_sizes([raw["tokens"]], 1),
         "seconds": _are_seconds(raw["seconds"]),
         "at_once": _are_sizes([raw["at_once"]], 1),
+        "activation": raw["activation"] in (None, *get_args(Activation)),
     }
     for name, good in checks.items():
         if not good:

@@ -13,7 +13,7 @@ from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.inference import calls
 from mlprune_jax.inference.assemble import assemble
 from mlprune_jax.inference.forward import Form, LayerPlan, forward
-from mlprune_jax.inference.plan import decide, layer_plans, prepare, realise
+from mlprune_jax.inference.plan import PRODUCTS, decide, layer_plans, prepare, realise
 from mlprune_jax.inference.runtime import Served, compile_model
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry
 from pallas_kernels.device import hardware_name
@@ -195,6 +195,20 @@ def test_a_plan_may_run_some_products_packed_and_some_dense(tile_model):
     assert {d.choice.implementation for d in compiled.decisions(4, 16)} == {"xla", "dense"}
     assert {d.choice.implementation for d in compiled.decisions(1, 16)} >= {"dense"}
     assert all("measured" in d.choice.reason for d in compiled.decisions(4, 16) if d.choice.implementation == "xla")
+
+
+def test_the_ffn_is_judged_with_its_gelu(tile_model):
+    """The other products without, though a matrix of its shape gains where a GELU follows."""
+    entries = tuple(
+        Entry("float32", (32, 64), (16, 16), density, 64, {"dense": 1.0, "xla": xla}, 1, activation)
+        for density in (0.1, 0.9)
+        for xla, activation in ((0.5, "gelu"), (2.0, None))
+    )
+    table = CostTable(hardware_name(), {}, entries)
+    decisions = compile_model(served(tile_model), batch_sizes=[4], lengths=[16], table=table).decisions(4, 16)
+    picked = {product: {d.choice.implementation for d in decisions if d.product == product} for product in PRODUCTS}
+    assert "xla" in picked.pop("ffn")
+    assert set().union(*picked.values()) == {"dense"}
 
 
 @pytest.mark.parametrize(

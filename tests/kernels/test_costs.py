@@ -198,6 +198,7 @@ DAMAGE = {
     r"entries\[2\].seconds is not usable: .* 'fast'": damaged(["entries", 2, "seconds"], {"dense": 1.0, "fast": 1.0}),
     r"entries\[2\].seconds is not usable: .*nan": damaged(["entries", 2, "seconds"], {"dense": float("nan")}),
     r"entries\[3\] must have dtype, shape": damaged(["entries", 3], {"dtype": "float32"}),
+    r"entries\[4\]\.activation is not usable: 'relu'": damaged(["entries", 4, "activation"], "relu"),
 }
 
 
@@ -346,9 +347,27 @@ def test_calls_side_by_side_have_measurements_of_their_own():
     assert chosen(side_by_side=True).ratio == pytest.approx(4.0)  # none measured: as if alone
 
 
-def test_a_table_from_before_calls_ran_side_by_side(tmp_path):
+def test_what_follows_a_product_has_measurements_of_its_own():
+    """The GELU that a kernel fuses and a dense product does not is no gain where no GELU follows."""
+    followed = replace(TABLE, entries=(*TABLE.entries, replace(entry(6.0, 0.1, 128), activation="gelu")))
+    assert chosen(table=followed, activation="gelu").ratio == pytest.approx(6.0)
+    assert chosen(table=followed).ratio == pytest.approx(4.0)
+    assert chosen(activation="gelu").ratio == pytest.approx(4.0)  # none measured: as if nothing followed
+    alone = replace(TABLE, entries=(replace(entry(6.0, 0.1, 128), activation="gelu"),))
+    assert chosen(table=alone).ratio is None
+
+
+def test_calibration_follows_fc1_by_its_gelu_where_that_decides(monkeypatch):
+    assert [calibration._follows(shape) for shape in calibration.SHAPES] == [None] * 4
+    monkeypatch.setattr(calibration.device, "platform", lambda: "gpu")
+    assert [calibration._follows(shape) for shape in calibration.SHAPES] == [None, None, "gelu", None]
+
+
+def test_a_table_from_before_kinds_were_told_apart(tmp_path):
     save_table(TABLE, tmp_path / "new.json")
-    (tmp_path / "old.json").write_text((tmp_path / "new.json").read_text().replace(', "at_once": 1', ""))
+    text = (tmp_path / "new.json").read_text()
+    (tmp_path / "old.json").write_text(text.replace(', "at_once": 1, "activation": null', ""))
+    assert "at_once" not in (tmp_path / "old.json").read_text()
     assert load_table(tmp_path / "old.json") == TABLE
 
 
