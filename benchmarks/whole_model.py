@@ -168,9 +168,7 @@ def main():
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     names = args.only or names_of(args.splits, args.others)
-    if unknown := [
-        name for name in names if not re.fullmatch(f"dense|{HEAD_ROW}({IN_TILES}[1-9][0-9]*)?|{TWO_STEP}", name)
-    ]:
+    if unknown := [name for name in names if not re.fullmatch(NAMES, name)]:
         parser.error(f"--only knows no {unknown[0]!r}")
     if "dense" not in names or (args.others and HEAD_ROW not in names):
         parser.error("the dense model, and with --others that of heads and rows, is what all others are set beside")

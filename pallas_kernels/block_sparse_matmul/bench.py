@@ -154,8 +154,8 @@ def _correctness(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
     cases = [(200, "O", (768, 768), block, "bfloat16") for block in blocks]
     cases += [(200, "O", (768, 768), (32, 32), "float16"), (4000, "FC2", (3072, 768), (64, 64), "bfloat16")]
     if options.dry_run:
-        cases = [(20, "tiny", (96, 128), block, "bfloat16") for block in ((32, 32), (16, 64))]
-        cases += [(20, "tiny", (96, 128), (32, 32), "float16")]
+        cases = [(20, *tiny, block, "bfloat16") for tiny in workloads.TINY.items() for block in ((32, 32), (16, 64))]
+        cases += [(20, *tiny, (32, 32), "float16") for tiny in workloads.TINY.items()]
     for (name, f), (tokens, matrix, shape, block, dtype) in product(products(options.implementations).items(), cases):
         key = f"correctness/{name}/{block[0]}x{block[1]}/{matrix}/{dtype}"
         yield key, partial(check_product, f, tokens, shape, block, jnp.dtype(dtype))

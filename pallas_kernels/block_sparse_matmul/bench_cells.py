@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from pallas_kernels.block_sparse_matmul import reference, roofline, workloads
+from pallas_kernels.block_sparse_matmul import dense, reference, roofline, workloads
 from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
 from pallas_kernels.block_sparse_matmul.chains import chain, chain_length
-from pallas_kernels.block_sparse_matmul.epilogue import Activation, finish
+from pallas_kernels.block_sparse_matmul.epilogue import Activation
 from pallas_kernels.block_sparse_matmul.implementations import IMPLEMENTATIONS, check_implementation
 from pallas_kernels.block_sparse_matmul.mosaic_gpu import DESIGNS, Tiling, multiprocessors, plan
 from pallas_kernels.block_sparse_matmul.mosaic_gpu import matmul as mosaic_matmul
@@ -83,17 +83,8 @@ def check_product(
     return {"ok": all(kind["ok"] for kind in kinds.values()), "kinds": kinds}
 
 
-def dense_layer(
-    activation: Activation | None,
-    x: Float[Array, "M D_in"],
-    weight: Float[Array, "D_in D_out"],
-    bias: Float[Array, "D_out"],
-) -> Array:
-    """The baseline: the platform's own product of the spread matrix, bias and activation as XLA fuses them."""
-    return finish(jnp.matmul(x, weight, preferred_element_type=jnp.float32), bias, activation, None, x.dtype)
-
-
-def _layer(product: Product, activation: Activation | None, x: Array, w: BlockSparse, bias: Array) -> Array:
+def layer(product: Product, activation: Activation | None, x: Array, w: Any, bias: Array) -> Array:
+    """A product with its bias and what follows it."""
     return product(x, w, bias, None, activation)
 
 
@@ -111,8 +102,8 @@ class Layers:
         self.tokens, self.block, self.names = tokens, block, names
         self.shape, activation = (workloads.MATRICES | workloads.TINY)[matrix], workloads.ACTIVATIONS.get(matrix)
         self.length = chain_length(tokens, self.shape, jnp.bfloat16) if length is None else length
-        self.dense = jax.jit(chain(partial(dense_layer, activation)))
-        self.sparse = {name: jax.jit(chain(partial(_layer, f, activation))) for name, f in names.items()}
+        self.dense = jax.jit(chain(partial(layer, dense.multiply, activation)))
+        self.sparse = {name: jax.jit(chain(partial(layer, f, activation))) for name, f in names.items()}
 
     @cached_property
     def inputs(self) -> tuple[list[Array], Array]:

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import device
+from pallas_kernels.block_sparse_matmul import dense, xla
 from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
 from pallas_kernels.block_sparse_matmul.chains import chain, chain_length
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, save_table, user_table_path
-from pallas_kernels.block_sparse_matmul.epilogue import Activation, finish
+from pallas_kernels.block_sparse_matmul.epilogue import Activation
 from pallas_kernels.block_sparse_matmul.implementations import Implementation, runnable
 from pallas_kernels.block_sparse_matmul.workloads import ACTIVATIONS, MATRICES, make_matrix
-from pallas_kernels.block_sparse_matmul.xla import multiply, unroll
 from pallas_kernels.errors import KernelError
 from pallas_kernels.formats import BlockShape, BlockSparse, to_dense
 from pallas_kernels.timing import measure_interleaved, ratio
@@ -37,7 +37,7 @@ SIDE_BY_SIDE = {"cpu": (512,)}
 CALLS_IN_A_CHAIN = {"cpu": 1}
 """Of one jitted function, in one measurement; elsewhere `chain_length`, as starting one takes longer than a product."""
 MADE_FOR_CPUS: tuple[Implementation, ...] = ("xla",)
-"""Not calibrated elsewhere: a pattern that is unrolled, once for each call of a chain, compiles for minutes."""
+"""Not calibrated elsewhere: an unrolled pattern is compiled for each matrix anew, and that for each call of a chain."""
 CALLS_IN_A_ROW = 4
 """Of each core, in one measurement side by side: cores need not wait for each other."""
 CACHES = 64 * 2**20
@@ -176,14 +176,10 @@ def as_served(
 ) -> tuple[Product, Callable[[BlockSparse], Any]]:
     """A product as a server runs it, and what it makes of a packed matrix once, before any call."""
     if implementation == "dense":
-        return partial(_dense, activation), to_dense
+        return lambda x, w: dense.multiply(x, w, None, None, activation), to_dense
     if implementation == "xla":
-        return lambda x, w: multiply(x, w, None, None, activation), unroll
+        return lambda x, w: xla.multiply(x, w, None, None, activation), xla.unroll
     return partial(block_sparse_matmul, activation=activation, implementation=implementation), lambda w: w
-
-
-def _dense(activation: Activation | None, x: jax.Array, w: jax.Array) -> jax.Array:
-    return finish(jnp.matmul(x, w, preferred_element_type=jnp.float32), None, activation, None, x.dtype)
 
 
 def _call(products: Callable[..., Any], xs: list[jax.Array], weights: Sequence[Any]) -> Callable[[], Any]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import KernelError
-from pallas_kernels.block_sparse_matmul import bench, bench_cells, roofline, workloads
+from pallas_kernels.block_sparse_matmul import bench, bench_cells, dense, roofline, workloads
 from pallas_kernels.block_sparse_matmul.bench_record import Budget, Record
 from pallas_kernels.block_sparse_matmul.bench_table import cost_table
 from pallas_kernels.block_sparse_matmul.chains import chain, chain_length
@@ -203,7 +203,7 @@ def test_cells_of_another_meaning_are_not_gone_on_with(tmp_path):
 
 def test_products_of_a_chain_stay_apart():
     """Each call of a chain is a product of its own in the program that XLA gets to compile."""
-    layer = chain(partial(bench_cells.dense_layer, "gelu"))
+    layer = chain(partial(bench_cells.layer, dense.multiply, "gelu"))
     xs = [jnp.ones((16, 32), jnp.bfloat16)] * 3
     text = jax.jit(layer).lower(xs, jnp.ones((32, 32), jnp.bfloat16), jnp.ones(32, jnp.bfloat16)).as_text()
     assert text.count("dot_general") == 3

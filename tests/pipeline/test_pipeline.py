@@ -19,10 +19,11 @@ from mlprune_jax.inference.service import load as load_to_serve
 from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
-from mlprune_jax.pruning.density import dense_size
-from mlprune_jax.pruning.granularity import MATRICES, matrix_shapes
+from mlprune_jax.pruning.density import HeadRowCost, dense_size, density
+from mlprune_jax.pruning.granularity import HEAD, MATRICES, ROW, find_groups, matrix_shapes
 from mlprune_jax.training.teaching import ask_teacher
 from tests.inference.conftest import close
+from tests.pipeline.conftest import GEOMETRY
 
 TARGET = 0.4
 STAGES = ("dense", "heads_rows", "blocks")
@@ -323,11 +324,16 @@ def test_heads_and_rows_alone_in_multiples(finished, tiny, tmp_path):
     prune = {"density": TARGET, "heads_rows": stage, "blocks": {"enabled": False}}
     pipeline.run(tiny.config(**dense, prune=prune), tmp_path / "run", quiet=True)
     final = load(tmp_path / "run" / "final")
-    assert TARGET - 0.1 <= count(final, tiles=False) / dense_size(final.config) <= TARGET  # one step is up to 8 %
-    for kept in final.config.layer_shapes:
-        assert 8 * len(kept.heads or range(4)) % 16 == 0
-        for rows, all_of_them in ((kept.attention_output, 32), (kept.ffn, 64), (kept.ffn_output, 32)):
-            assert len(rows or range(all_of_them)) % 16 == 0
+    cost = HeadRowCost(GEOMETRY, find_groups(GEOMETRY, (HEAD, ROW)), (16, 16))
+    fields = {"attention": "heads"}
+    places = {group.name: group.name.removeprefix("layer_").split("/") for group in cost.groups}
+    ids = {n: getattr(final.config.layer_shapes[int(i)], fields.get(part, part)) for n, (i, part) in places.items()}
+    kept = {group.name: group.size if ids[group.name] is None else len(ids[group.name]) for group in cost.groups}
+    for group in cost.groups:
+        assert kept[group.name] % (2 if group.name.endswith("/attention") else 16) == 0
+    assert count(final, tiles=False) == cost.count(kept) <= TARGET * dense_size(GEOMETRY)
+    for group in cost.groups:  # as much as fits: one step more of any is too much
+        assert kept[group.name] == group.size or density(cost, kept | {group.name: kept[group.name] + 1}) > TARGET
 
 
 def test_heads_rows_from_a_given_folder(finished, tiny, tmp_path):
