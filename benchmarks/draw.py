@@ -8,6 +8,7 @@ named after the runs they measure.
 """
 
 import argparse
+import re
 from pathlib import Path
 from statistics import mean
 
@@ -46,12 +47,25 @@ def ways():
     return found
 
 
+def means(curves):
+    """Curves whose names differ by their seed alone as one: the means of their points."""
+    alike = {}
+    for name, points in curves.items():
+        alike.setdefault(re.sub(r"_seed\d+$", "", name), []).append(points)
+    return {
+        f"{name} ({len(found)})": [tuple(map(mean, zip(*points, strict=True))) for points in zip(*found, strict=True)]
+        for name, found in alike.items()
+    }
+
+
 def draw_density(axes):
     axes.set_prop_cycle(color=pyplot.colormaps["tab20"](range(20)))
-    for name, points in curves().items():
+    for name, points in means(curves()).items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("minilm_"))
     axes.invert_xaxis()
-    axes.set(xlabel="encoder parameters kept", ylabel="points lost", title="a run's stages; curve: a run a density")
+    axes.set(
+        xlabel="encoder parameters kept", ylabel="points lost", title="a run's stages (seeds); curve: a run a density"
+    )
     axes.legend(fontsize=8)
 
 

@@ -89,7 +89,8 @@ def export_function(served: Served, dtype: str = "float32") -> jax.export.Export
         IntegrityError: masks that do not fit the parameters.
     """
     params, config = assemble(served.params, served.masks, served.config, dtype, pack=False)
-    form = Form(config, served.kind, dtype, (LayerPlan(),) * config.num_hidden_layers, fused_attention=False)
+    plans = (LayerPlan(),) * config.num_hidden_layers
+    form = Form(config, served.kind, dtype, plans, fused_attention=False, activations="float32")
 
     def answer(
         input_ids: Int[Array, "B L"], attention_mask: Int[Array, "B L"], token_type_ids: Int[Array, "B L"]

@@ -80,9 +80,10 @@ class Form:
     Attributes:
         config: its geometry.
         kind: of its head.
-        dtype: of weights and of the operands of products; sums, norms and softmax are float32.
+        dtype: of weights and of the operands of products; sums, norms, softmax, pooler and head are float32.
         plans: one for each layer.
         fused_attention: use the platform's fused attention (cuDNN).
+        activations: dtype of what passes from one kernel to the next.
     """
 
     config: ModelConfig
@@ -90,6 +91,7 @@ class Form:
     dtype: str
     plans: tuple[LayerPlan, ...]
     fused_attention: bool
+    activations: str
 
 
 def forward(
@@ -123,8 +125,8 @@ def forward(
         update = _linear(form, inner, layer.ffn_output, plan.ffn_output)
         x = _norm(form, add_into(x, update, shape.ffn_output), layer.ffn_norm)
     if params.pooler is not None:
-        x = jnp.tanh(_linear(form, x[:, 0], params.pooler))  # the only token that there is
-    return _linear(form, x, params.head).astype(jnp.float32)
+        x = jnp.tanh(_linear(form, x[:, 0], params.pooler, out="float32"))  # the only token that there is
+    return _linear(form, x, params.head, out="float32")
 
 
 def tokens_read(params: ModelParams, layer: int) -> int | None:
@@ -152,7 +154,7 @@ def attention(
 
 def _embed(form: Form, params: ModelParams, input_ids: Array, token_type_ids: Array) -> Hidden:
     x = params.word[input_ids] + params.position[: input_ids.shape[1]] + params.token_type[token_type_ids]
-    return _norm(form, x, params.norm)
+    return _norm(form, x, params.norm).astype(form.activations)
 
 
 def _norm(form: Form, x: Float[Array, "*B D"], norm: Norm) -> Float[Array, "*B D"]:
@@ -163,17 +165,23 @@ def _norm(form: Form, x: Float[Array, "*B D"], norm: Norm) -> Float[Array, "*B D
 
 
 def _linear(
-    form: Form, x: Array, linear: Linear, implementation: Implementation = "dense", activation: Activation | None = None
+    form: Form,
+    x: Array,
+    linear: Linear,
+    implementation: Implementation = "dense",
+    activation: Activation | None = None,
+    out: str | None = None,
 ) -> Array:
+    out = out or form.activations
     weight, operand = linear.weight, x.astype(form.dtype)
     if isinstance(weight, Unrolled):
         y = multiply(operand.reshape(-1, operand.shape[-1]), weight, linear.bias, None, activation)
-        return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
+        return y.reshape(*x.shape[:-1], -1).astype(out)
     if isinstance(weight, BlockSparse):
         y = block_sparse_matmul(operand, weight, bias=linear.bias, activation=activation, implementation=implementation)
-        return y.astype(x.dtype)
+        return y.astype(out)
     product = jnp.matmul(operand, weight, preferred_element_type=jnp.float32)
-    return finish(product, linear.bias, activation, None, x.dtype)
+    return finish(product, linear.bias, activation, None, out)
 
 
 def _activation(config: ModelConfig) -> Activation:

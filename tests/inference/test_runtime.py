@@ -62,6 +62,23 @@ def test_half_precision_stays_near_float32(tile_model, dtype):
     np.testing.assert_allclose(found.logits(*inputs), wanted, atol=20 * step * np.abs(wanted).max())
 
 
+def test_bfloat16_between_kernels_stays_near_float32(tile_model):
+    """And is not float32 in disguise, nor does it reach the logits' own rounding."""
+    packed, config = assemble(tile_model.params, None, CONFIG, "bfloat16")
+    ids, lengths = batch()[:2]
+    inputs = tuple(jnp.asarray(array) for array in (ids, lengths, np.zeros_like(ids)))
+    plans = layer_plans(decide(packed, *ids.shape, "bfloat16"))
+
+    def logits(activations):
+        form = Form(config, "classification", "bfloat16", plans, fused_attention=False, activations=activations)
+        return np.asarray(jax.jit(partial(forward, form))(packed, *inputs))
+
+    wanted, found = logits("float32"), logits("bfloat16")
+    assert found.dtype == np.float32
+    assert np.any(found != found.astype(jnp.bfloat16))
+    assert 0 < np.abs(found - wanted).max() <= 20 * 2**-8 * np.abs(wanted).max()
+
+
 def test_an_implementation_without_blocks_to_run_is_refused():
     model = Served(CONFIG, random_params(CONFIG, "classification", 3), None, "classification")
     with pytest.raises(ConfigError, match="no block-sparse matrix"):
@@ -137,7 +154,7 @@ def test_the_last_layer_computes_the_first_token_alone():
 
     def products(kind, params):
         plans = layer_plans(decide(params, 5, 12, "float32"))
-        form = Form(config, kind, "float32", plans, fused_attention=False)
+        form = Form(config, kind, "float32", plans, fused_attention=False, activations="float32")
         traced = jax.make_jaxpr(partial(forward, form))(params, ids, ids[:, 0], ids)
         found = [eqn.invars[0].aval.shape for eqn in traced.eqns if eqn.primitive.name == "dot_general"]
         return [shape[:-1] for shape in found if len(shape) < 4]  # attention's own two have four axes
@@ -163,7 +180,7 @@ def test_packed_products_are_not_computed_densely():
 
     def operands(implementation):
         plans = layer_plans(decide(packed, 5, 12, "float32", implementation=implementation))
-        form = Form(config, "classification", "float32", plans, fused_attention=False)
+        form = Form(config, "classification", "float32", plans, fused_attention=False, activations="float32")
         params = realise(packed, plans, lambda i, name, way: prepare(getattr(packed.layers[i], name).weight, way))
         text = jax.jit(partial(forward, form)).lower(params, ids, ids[:, 0], ids).as_text()
         return {line.rsplit("tensor<", 2)[1].split(">")[0] for line in text.splitlines() if "dot_general" in line}
