@@ -1,12 +1,13 @@
-"""Batches on a CPU as several calls side by side: small enough for the caches, enough of them for all cores."""
+"""How batches become calls: on a CPU several small ones side by side, on accelerators one, begun ahead of time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,10 +17,16 @@ from pallas_kernels import Implementation
 from pallas_kernels.block_sparse_matmul.costs import CostTable
 from pallas_kernels.device import platform
 
+Item = TypeVar("Item")
+
 TOKENS = 512
 """Tokens of one call, about. Measured on a CPU with AVX512 and 2 cores (`benchmarks/results/calls_*.json`), for four
 layers of BERT-base dense, with a fifth of their heads and rows, and with blocks, run dense or unrolled: of calls of 128
 to 4096 tokens, 512 were the fastest or within 6 % of it; a batch of 32 x 128 at once took up to 1.8 times as long."""
+
+AHEAD = 2
+"""Batches that are begun on an accelerator while one is waited for. There the host takes longer to start a pruned
+model's call and to move its arrays than the kernels take (docs/results.md, "Where a call's time goes")."""
 
 
 def plan_calls(
@@ -47,8 +54,8 @@ def side_by_side(calls: int) -> int:
     return min(calls, os.cpu_count() or 1)
 
 
-def run_calls(call: Callable[..., Any], inputs: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    """Results of a batch, ``rows`` of it in each call.
+def begin_calls(call: Callable[..., Any], inputs: Sequence[np.ndarray], rows: int) -> Callable[[], np.ndarray]:
+    """Begin a batch, ``rows`` of it in each call; what is returned waits for its results.
 
     Args:
         call: arrays of ``rows`` rows -> an array of as many.
@@ -57,9 +64,22 @@ def run_calls(call: Callable[..., Any], inputs: Sequence[np.ndarray], rows: int)
     """
     calls = len(inputs[0]) // rows
     if calls == 1:
-        return np.asarray(call(*inputs))
+        result = call(*inputs)
+        return lambda: np.asarray(result)
     parts = [np.split(array, calls) for array in inputs]
-    return np.concatenate(list(_workers().map(lambda *part: np.asarray(call(*part)), *parts)))
+    results = _workers().map(lambda *part: np.asarray(call(*part)), *parts)
+    return lambda: np.concatenate(list(results))
+
+
+def begun_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The items in their order, each handed on once the next `AHEAD` are there, on a CPU at once."""
+    waiting: deque[Item] = deque()
+    ahead = 0 if platform() == "cpu" else AHEAD
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError, DataError
 from mlprune_jax.inference.assemble import assemble
-from mlprune_jax.inference.calls import plan_calls, run_calls, side_by_side
+from mlprune_jax.inference.calls import begin_calls, plan_calls, side_by_side
 from mlprune_jax.inference.forward import Form, ModelParams, forward
 from mlprune_jax.inference.plan import Decision, layer_plans, prepare, realise
 from mlprune_jax.models.bert import DTYPES
@@ -96,6 +96,15 @@ class CompiledModel:
             DataError: shapes that do not fit each other, numbers that are no integers or out of range, or no bucket
                 large enough.
         """
+        return self.begin(input_ids, lengths, token_type_ids)()
+
+    def begin(
+        self, input_ids: Any, lengths: Any, token_type_ids: Any = None
+    ) -> Callable[[], Float32[np.ndarray, "..."]]:
+        """Begin what `logits` computes and return before the device is done; what is returned waits for the logits.
+
+        Arguments and errors are those of `logits`.
+        """
         ids, lengths = _integers("input_ids", input_ids), _integers("lengths", lengths)
         types = np.zeros_like(ids) if token_type_ids is None else _integers("token_type_ids", token_type_ids)
         if ids.ndim != 2 or types.shape != ids.shape or lengths.shape != ids.shape[:1]:
@@ -116,8 +125,9 @@ class CompiledModel:
         # A filled-up row has one token: attention over none would divide by zero.
         full = np.pad(lengths, padding[0], constant_values=1)
         inputs = tuple(array.astype(np.int32) for array in (np.pad(ids, padding), full, np.pad(types, padding)))
-        out = run_calls(partial(executable.call, executable.params), inputs, executable.rows)
-        return out[:rows, :tokens] if self.kind == "span" else out[:rows]
+        finish = begin_calls(partial(executable.call, executable.params), inputs, executable.rows)
+        real = (slice(rows), slice(tokens)) if self.kind == "span" else slice(rows)
+        return lambda: finish()[real]
 
     def _bucket(self, batch: int, length: int) -> Bucket:
         """The bucket with the fewest tokens that takes the batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -20,6 +20,7 @@ from mlprune_jax.data.tables import NOT_UTF8
 from mlprune_jax.data.tasks import Examples
 from mlprune_jax.data.windows import encode_windows
 from mlprune_jax.errors import DataError, ModelError, NumericalError
+from mlprune_jax.inference.calls import begun_ahead
 from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
 from mlprune_jax.inference.stored import load_masks, model_folder, stored_kind, stored_task
 from mlprune_jax.models.pretrained import load_pretrained
@@ -155,17 +156,17 @@ class Predictor(ABC, Generic[Out]):
         """Rows of the largest batch that is compiled, and their logits, short ones first."""
         largest = max(batch for batch, _ in self.compiled.buckets)
         order = np.argsort(encoded.lengths, kind="stable")
-        for start in range(0, len(order), largest):
-            rows = order[start : start + largest]
-            yield rows, self._logits(encoded, rows)
+        batches = (order[start : start + largest] for start in range(0, len(order), largest))
+        for rows, finish in begun_ahead((rows, self._begin(encoded, rows)) for rows in batches):
+            logits = finish()
+            if not np.isfinite(logits).all():
+                raise NumericalError("the model's logits are not finite", hint="try another dtype: float32, say")
+            yield rows, logits
 
-    def _logits(self, encoded: Encoded, rows: np.ndarray) -> np.ndarray:
+    def _begin(self, encoded: Encoded, rows: np.ndarray) -> Callable[[], np.ndarray]:
         lengths = encoded.lengths[rows]
         batch = gather(encoded, rows, int(lengths.max()))
-        logits = self.compiled.logits(batch["input_ids"], lengths, batch["token_type_ids"])
-        if not np.isfinite(logits).all():
-            raise NumericalError("the model's logits are not finite", hint="try another dtype: float32, say")
-        return logits
+        return self.compiled.begin(batch["input_ids"], lengths, batch["token_type_ids"])
 
 
 class ClassPredictor(Predictor[Prediction]):

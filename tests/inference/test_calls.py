@@ -7,7 +7,7 @@ import pytest
 
 from mlprune_jax.inference import calls
 from mlprune_jax.inference.assemble import assemble
-from mlprune_jax.inference.calls import plan_calls, run_calls
+from mlprune_jax.inference.calls import begin_calls, begun_ahead, plan_calls
 from mlprune_jax.inference.runtime import Served, compile_model
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry
 from pallas_kernels.device import hardware_name
@@ -23,7 +23,7 @@ def packed():
 @pytest.mark.parametrize("rows", [1, 2, 3, 6])
 def test_calls_side_by_side_answer_in_order(rows):
     inputs = [np.arange(12).reshape(6, 2), np.arange(6)]
-    found = run_calls(lambda a, b: a.sum(1) * 10 + b, inputs, rows)
+    found = begin_calls(lambda a, b: a.sum(1) * 10 + b, inputs, rows)()
     np.testing.assert_array_equal(found, inputs[0].sum(1) * 10 + inputs[1])
 
 
@@ -36,13 +36,22 @@ def test_calls_run_at_once(monkeypatch):
         both.wait()
         return part
 
-    np.testing.assert_array_equal(run_calls(call, [np.arange(4)], 1), np.arange(4))
+    np.testing.assert_array_equal(begin_calls(call, [np.arange(4)], 1)(), np.arange(4))
     calls._workers.cache_clear()
 
 
 def test_what_a_call_raises_is_raised():
     with pytest.raises(ZeroDivisionError):
-        run_calls(lambda part: 1 // 0, [np.arange(4)], 2)
+        begin_calls(lambda part: 1 // 0, [np.arange(4)], 2)()
+
+
+@pytest.mark.parametrize(("device", "ahead"), [("cpu", 0), ("gpu", calls.AHEAD)])
+def test_batches_are_begun_ahead_on_accelerators_alone(device, ahead, monkeypatch):
+    """And no more of them than told, since their results are all held."""
+    monkeypatch.setattr(calls, "platform", lambda: device)
+    begun = []
+    found = [(item, len(begun)) for item in begun_ahead(begun.append(i) or i for i in range(6))]
+    assert found == [(i, min(i + 1 + ahead, 6)) for i in range(6)]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mlprune_jax.cli import app
 from mlprune_jax.data.demo import VOCABULARY, write_demo
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import DataError, IntegrityError, ModelError, NumericalError
+from mlprune_jax.inference import calls
 from mlprune_jax.inference.service import load, to_columns
 from mlprune_jax.inference.simplify import Masked
 from mlprune_jax.inference.stored import save_masks
@@ -65,7 +66,9 @@ def wanted(model, folder):
     return np.array(found)
 
 
-def test_predictions_in_the_order_of_the_texts(predictor, wanted):
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_predictions_in_the_order_of_the_texts(predictor, wanted, device, monkeypatch):
+    monkeypatch.setattr(calls, "platform", lambda: device)  # which decides whether batches are begun ahead
     predictions = predictor(TEXTS)
     np.testing.assert_allclose([p.probabilities for p in predictions], wanted, atol=1e-4)
     assert [p.label for p in predictions] == [LABELS[i] for i in wanted.argmax(1)]
