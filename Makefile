@@ -42,6 +42,7 @@ gpu:
 	for length in 128 384; do \
 	  $(PYTHON) benchmarks/whole_model.py --dtype bfloat16 --batch 32 --length $$length \
 	    --table $(RESULTS)/gpu_costs.json --json $(RESULTS)/gpu_whole_model_$$length.json || exit 1; done
+	$(PYTHON) benchmarks/kernel_times.py --json $(RESULTS)/gpu_kernel_times.json
 	$(PYTHON) -m pytest -n0 -m gpu
 
 # Needs torch as well.

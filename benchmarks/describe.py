@@ -25,4 +25,5 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "jax": jax.__version__,
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }

@@ -1,13 +1,13 @@
 """Where a call's time goes on a GPU: the host, the kernels, and which of them; BERT-base whole and pruned.
 
-    python benchmarks/kernel_times.py [--batch 32] [--length 128] [--only MODEL ...] [--xla NAME=VALUE ...]
-        [--seconds 200] [--json FILE]
+    python benchmarks/kernel_times.py [--batch 32] [--length 128] [--only MODEL ...] [--seconds 200] [--json FILE]
 
-Models and names are those of `whole_model.py`, in bfloat16. Each is compiled with bfloat16 and with float32 between
-its kernels, and then, where there is time, with bfloat16 under each of the compiler options of ``--xla``. Milliseconds
-of a call: ``whole``, numpy arrays in and out; ``device``, arrays on the device; ``queued``, a call's share of `QUEUE`
-that the host does not wait for in between. ``busy`` is the sum over the kernels of a profile, ``number`` how many they
-are and ``kernels`` the longest, in microseconds, by name.
+Models and names are those of `whole_model.py`, in bfloat16. Each is compiled with bfloat16 between its kernels, as it
+is served, and, where there is time, with float32. Milliseconds of a call: ``whole``, numpy arrays in and out;
+``device``, arrays on the device; ``queued``, a call's share of `QUEUE` that the host does not wait for in between.
+``busy`` is the sum over the kernels and memsets of a profile, ``number`` how many they are and ``kernels`` the longest
+of them, in microseconds of one call. ``XLA_FLAGS`` are stored: ``--xla_gpu_enable_command_buffer=`` leaves CUDA graphs
+out.
 """
 
 import argparse
@@ -15,39 +15,27 @@ import json
 import tempfile
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from describe import describe
 from whole_model import HEAD_ROW, IN_TILES, models
 
-from mlprune_jax.inference.assemble import assemble
-from mlprune_jax.inference.calls import plan_calls
-from mlprune_jax.inference.forward import Form, forward
-from mlprune_jax.inference.plan import layer_plans, prepare, realise
+from mlprune_jax.inference import runtime
 from pallas_kernels.timing import measure_interleaved
 
 DTYPE = "bfloat16"
 QUEUE = 16
 TRACED = 4
 LONGEST = 12
-NO_GRAPHS = "xla_gpu_enable_command_buffer="
 
 
-def compiled(model, batch, length, activations, option):
-    """A served model's executable and its parameters, with ``activations`` of a dtype and a compiler's option."""
-    packed, config = assemble(model.params, model.masks, model.config, DTYPE)
-    _, decisions = plan_calls(packed, batch, length, DTYPE, None, None)
-    plans = layer_plans(decisions)
-    params = realise(packed, plans, lambda i, name, way: prepare(getattr(packed.layers[i], name).weight, way))
-    form = Form(config, model.kind, DTYPE, plans, jax.default_backend() == "gpu", activations)
-    shape = (batch, length)
-    inputs = (jnp.ones(shape, jnp.int32), jnp.full(batch, length, jnp.int32), jnp.zeros(shape, jnp.int32))
-    options = dict([option.split("=", 1)]) if option else None
-    return jax.jit(partial(forward, form)).lower(params, *inputs).compile(compiler_options=options), params
+def compiled(model, batch, length, activations):
+    """The one bucket of a served model, with ``activations`` between its kernels."""
+    runtime._activations = lambda dtype: activations
+    served = runtime.compile_model(model, batch_sizes=[batch], lengths=[length], dtype=DTYPE)
+    return served._executables[batch, length]
 
 
 def kernels(call):
@@ -70,15 +58,15 @@ def kernels(call):
     return spent, count / TRACED
 
 
-def measure(executable, params, batch, length):
+def measure(executable, batch, length):
     rng = np.random.default_rng(0)
     host = (rng.integers(0, 30522, (batch, length), np.int32), np.full(batch, length, np.int32))
     host = (*host, np.zeros((batch, length), np.int32))
     device = jax.device_put(host)
     calls = {
-        "whole": lambda: np.asarray(executable(params, *host)),
-        "device": lambda: executable(params, *device),
-        "queued": lambda: [executable(params, *device) for _ in range(QUEUE)],
+        "whole": lambda: np.asarray(executable.call(executable.params, *host)),
+        "device": lambda: executable.call(executable.params, *device),
+        "queued": lambda: [executable.call(executable.params, *device) for _ in range(QUEUE)],
     }
     timings = measure_interleaved(calls, rounds=15)
     found = {name: round(timing.p50 * 1e3, 3) for name, timing in timings.items()}
@@ -93,22 +81,21 @@ def main():
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--only", nargs="+", default=["dense", HEAD_ROW, f"{HEAD_ROW}{IN_TILES}64"], metavar="MODEL")
-    parser.add_argument("--xla", nargs="*", default=[NO_GRAPHS], metavar="NAME=VALUE")
     parser.add_argument("--seconds", type=float, default=200, help="after which nothing more is begun")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     began = time.perf_counter()
+    if jax.default_backend() == "cpu":
+        parser.error("this measures GPUs; a CPU's calls are measured by calls.py")
     result = describe() | {"dtype": DTYPE, "batch": args.batch, "length": args.length, "rows": {}}
     found = {name: model for name, (model, _) in models(args.only).items()}
-    for activations, option in [(DTYPE, ""), ("float32", ""), *((DTYPE, option) for option in args.xla)]:
+    for activations in (DTYPE, "float32"):
         for name, model in found.items():
             if time.perf_counter() - began > args.seconds:
                 return
-            executable, params = compiled(model, args.batch, args.length, activations, option)
-            row = measure(executable, params, args.batch, args.length)
-            key = ", ".join(filter(None, (name, activations, option)))
-            result["rows"][key] = row
-            print(f"{time.perf_counter() - began:5.0f} s", key, row, flush=True)
+            row = measure(compiled(model, args.batch, args.length, activations), args.batch, args.length)
+            result["rows"][f"{name}, {activations}"] = row
+            print(f"{time.perf_counter() - began:5.0f} s", name, activations, row, flush=True)
             if args.json:
                 args.json.write_text(json.dumps(result, indent=1) + "\n")
 

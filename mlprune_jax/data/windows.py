@@ -71,11 +71,14 @@ def encode_windows(
     types: list[np.ndarray] = []
     chars: list[np.ndarray] = []
     owners: list[int] = []
-    for window, owner in _tokenized(questions, asked.texts[1], tokenizer, max_length, doc_stride):
-        ids.append(np.array(window.ids, np.int32))
-        types.append(np.array(window.type_ids, np.int32))
-        chars.append(_context_chars(window))
-        owners.append(owner)
+    for owner, pair in enumerate(_tokenized(questions, asked.texts[1], tokenizer)):
+        pair_ids, pair_types = np.array(pair.ids, np.int32), np.array(pair.type_ids, np.int32)
+        pair_chars = _context_chars(pair)
+        for kept in _cut(pair, max_length, doc_stride):
+            ids.append(pair_ids[kept])
+            types.append(pair_types[kept])
+            chars.append(pair_chars[kept])
+            owners.append(owner)
     return Windows(
         input_ids=np.concatenate(ids),
         token_type_ids=np.concatenate(types),
@@ -90,22 +93,23 @@ def encode_windows(
     )
 
 
-def _tokenized(
-    questions: list[str], contexts: list[str], tokenizer: Tokenizer, max_length: int, doc_stride: int
-) -> Iterator[tuple[Any, int]]:
-    """The tokenizer's windows, each with its question's number."""
+def _tokenized(questions: list[str], contexts: list[str], tokenizer: Tokenizer) -> Iterator[Any]:
+    """Each question with the whole of its context."""
     for start in range(0, len(questions), _CHUNK):
-        out = tokenizer(
-            questions[start : start + _CHUNK],
-            contexts[start : start + _CHUNK],
-            truncation="only_second",
-            max_length=max_length,
-            stride=doc_stride,
-            padding=False,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        yield from zip(out.encodings, (start + i for i in out["overflow_to_sample_mapping"]), strict=True)
+        part = slice(start, start + _CHUNK)
+        yield from tokenizer(questions[part], contexts[part], padding=False, truncation=False).encodings
+
+
+def _cut(pair: Any, max_length: int, doc_stride: int) -> Iterator[np.ndarray]:
+    """Which tokens each window of a question with its context keeps.
+
+    Not left to the tokenizer: of a long context tokenizers 0.23.1 and 0.23.2 give the first windows alone.
+    """
+    places = np.arange(len(pair))
+    context = places[[sequence == 1 for sequence in pair.sequence_ids]]
+    room = max_length - (len(places) - len(context))
+    for start in range(0, max(len(context) - doc_stride, 1), room - doc_stride):
+        yield np.delete(places, np.concatenate([context[:start], context[start + room :]]))
 
 
 def _shortened(questions: Sequence[str], tokenizer: Tokenizer, most: int) -> list[str]:
@@ -117,9 +121,9 @@ def _shortened(questions: Sequence[str], tokenizer: Tokenizer, most: int) -> lis
     ]
 
 
-def _context_chars(window: Any) -> Spans:
-    chars = np.fromiter(chain.from_iterable(window.offsets), np.int32, 2 * len(window)).reshape(-1, 2)
-    chars[[sequence != 1 for sequence in window.sequence_ids]] = NOWHERE
+def _context_chars(pair: Any) -> Spans:
+    chars = np.fromiter(chain.from_iterable(pair.offsets), np.int32, 2 * len(pair)).reshape(-1, 2)
+    chars[[sequence != 1 for sequence in pair.sequence_ids]] = NOWHERE
     return chars
 
 

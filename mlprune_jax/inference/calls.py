@@ -58,17 +58,18 @@ def begin_calls(call: Callable[..., Any], inputs: Sequence[np.ndarray], rows: in
     """Begin a batch, ``rows`` of it in each call; what is returned waits for its results.
 
     Args:
-        call: arrays of ``rows`` rows -> an array of as many.
+        call: arrays of ``rows`` rows -> a jax array of as many.
         inputs: whole batches, of a multiple of ``rows``.
         rows: of one call.
     """
     calls = len(inputs[0]) // rows
     if calls == 1:
         result = call(*inputs)
+        result.copy_to_host_async()
         return lambda: np.asarray(result)
-    parts = [np.split(array, calls) for array in inputs]
-    results = _workers().map(lambda *part: np.asarray(call(*part)), *parts)
-    return lambda: np.concatenate(list(results))
+    parts = zip(*(np.split(array, calls) for array in inputs), strict=True)
+    results = [_workers().submit(lambda part=part: np.asarray(call(*part))) for part in parts]
+    return lambda: np.concatenate([result.result() for result in results])
 
 
 def begun_ahead(items: Iterable[Item]) -> Iterator[Item]:

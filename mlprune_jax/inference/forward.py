@@ -80,10 +80,10 @@ class Form:
     Attributes:
         config: its geometry.
         kind: of its head.
-        dtype: of weights and of the operands of products; sums, norms, softmax, pooler and head are float32.
+        dtype: of weights and of the operands of products; what a product, norm or softmax sums up is float32.
         plans: one for each layer.
         fused_attention: use the platform's fused attention (cuDNN).
-        activations: dtype of what passes from one kernel to the next.
+        activations: dtype of what layers hand on, the sums along the layers included; pooler and head give float32.
     """
 
     config: ModelConfig

@@ -72,7 +72,7 @@ class CompiledModel:
         return self._executables[self._bucket(batch, length)].decisions
 
     def memory(self, batch: int, length: int) -> dict[str, int]:
-        """Bytes of parameters, and of everything else that is held at once at most, by XLA's own accounting."""
+        """Bytes of parameters, and of all else that one batch holds at once at most, by XLA's own accounting."""
         batch, length = self._bucket(batch, length)
         executable = self._executables[batch, length]
         told = executable.call.memory_analysis()
@@ -165,7 +165,7 @@ def _has_fused_attention(config: ModelConfig, dtype: str) -> bool:
 
 
 def _activations(dtype: str) -> str:
-    """What passes between kernels: bfloat16 on GPUs, where it saves 9 to 20 % of their time (docs/results.md).
+    """Of what layers hand on: bfloat16 on GPUs, where it saves 9 to 20 % of the kernels' time (docs/results.md).
 
     A CPU fuses otherwise, and float16 would leave the sums along the layers no range.
     """
@@ -187,7 +187,8 @@ def compile_model(
         model: what to serve.
         batch_sizes: rows of a batch; a smaller batch is filled up to the next.
         lengths: tokens of a row, likewise.
-        dtype: of weights and operands: "float32", "bfloat16" or "float16"; sums are float32.
+        dtype: of weights and operands: "float32", "bfloat16" or "float16"; products sum up in float32, and on a GPU
+            a bfloat16 model keeps bfloat16 between its kernels.
         implementation: of all packed matrices; ``None`` picks for each by measured cost.
         table: measured costs; ``None`` takes those of this device.
 

@@ -82,7 +82,7 @@ class RunFolder:
     def create(self, config: RunConfig, command: str) -> None:
         """Write what a run begins with, inside `locked`."""
         first_alone(lambda: write_text(self.resolved, dump_config(config)))
-        names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "mlprune_jax")
+        names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "mlprune_jax")
         self.describe(
             command=command,
             seed=config.seed,

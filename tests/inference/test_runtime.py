@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlprune_jax.errors import ConfigError, DataError
-from mlprune_jax.inference import calls
+from mlprune_jax.inference import calls, runtime
 from mlprune_jax.inference.assemble import assemble
 from mlprune_jax.inference.forward import Form, LayerPlan, forward
 from mlprune_jax.inference.plan import PRODUCTS, decide, layer_plans, prepare, realise
@@ -62,21 +62,54 @@ def test_half_precision_stays_near_float32(tile_model, dtype):
     np.testing.assert_allclose(found.logits(*inputs), wanted, atol=20 * step * np.abs(wanted).max())
 
 
-def test_bfloat16_between_kernels_stays_near_float32(tile_model):
+@pytest.mark.parametrize("implementation", ["dense", "reference", "xla"])
+def test_bfloat16_between_kernels_stays_near_float32(tile_model, implementation):
     """And is not float32 in disguise, nor does it reach the logits' own rounding."""
-    packed, config = assemble(tile_model.params, None, CONFIG, "bfloat16")
+    packed, config = assemble(tile_model.params, tile_model.masks, CONFIG, "bfloat16")
     ids, lengths = batch()[:2]
     inputs = tuple(jnp.asarray(array) for array in (ids, lengths, np.zeros_like(ids)))
-    plans = layer_plans(decide(packed, *ids.shape, "bfloat16"))
 
     def logits(activations):
+        plans = layer_plans(decide(packed, *ids.shape, "bfloat16", implementation=implementation))
+        params = realise(packed, plans, lambda i, name, way: prepare(getattr(packed.layers[i], name).weight, way))
         form = Form(config, "classification", "bfloat16", plans, fused_attention=False, activations=activations)
-        return np.asarray(jax.jit(partial(forward, form))(packed, *inputs))
+        return np.asarray(jax.jit(partial(forward, form))(params, *inputs))
 
     wanted, found = logits("float32"), logits("bfloat16")
     assert found.dtype == np.float32
     assert np.any(found != found.astype(jnp.bfloat16))
     assert 0 < np.abs(found - wanted).max() <= 20 * 2**-8 * np.abs(wanted).max()
+
+
+def test_the_residual_stream_is_of_the_activations_dtype(tile_model):
+    """Both sums of each layer, into which what its products give is added."""
+    packed, config = assemble(tile_model.params, None, CONFIG, "bfloat16")
+    spans = packed._replace(pooler=None)
+    plans = layer_plans(decide(spans, 3, 12, "bfloat16"))
+    ids = jnp.ones((3, 12), jnp.int32)
+
+    def sums(activations):
+        form = Form(config, "span", "bfloat16", plans, fused_attention=False, activations=activations)
+        text = jax.jit(partial(forward, form)).lower(spans, ids, ids[:, 0], ids).as_text()
+        rounded = f"tensor<3x12x{config.hidden_size}xbf16>"
+        return sum("stablehlo.add" in line and rounded in line for line in text.splitlines())
+
+    assert sums("float32") == 0
+    assert sums("bfloat16") == 2 * config.num_hidden_layers
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "wanted"),
+    [
+        ("gpu", "bfloat16", "bfloat16"),
+        ("gpu", "float16", "float32"),
+        ("gpu", "float32", "float32"),
+        ("cpu", "bfloat16", "float32"),
+    ],
+)
+def test_what_a_device_keeps_between_kernels(device, dtype, wanted, monkeypatch):
+    monkeypatch.setattr(runtime, "platform", lambda: device)
+    assert runtime._activations(dtype) == wanted
 
 
 def test_an_implementation_without_blocks_to_run_is_refused():

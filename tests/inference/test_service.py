@@ -69,8 +69,9 @@ def wanted(model, folder):
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_predictions_in_the_order_of_the_texts(predictor, wanted, device, monkeypatch):
     monkeypatch.setattr(calls, "platform", lambda: device)  # which decides whether batches are begun ahead
-    predictions = predictor(TEXTS)
-    np.testing.assert_allclose([p.probabilities for p in predictions], wanted, atol=1e-4)
+    batches = predictor(TEXTS * 4)  # five batches, more than are begun ahead
+    np.testing.assert_allclose([p.probabilities for p in batches], np.tile(wanted, (4, 1)), atol=1e-4)
+    predictions = batches[: len(TEXTS)]
     assert [p.label for p in predictions] == [LABELS[i] for i in wanted.argmax(1)]
     assert [p.score for p in predictions] == [max(p.probabilities) for p in predictions]
     assert predictor([]) == []
