@@ -78,7 +78,8 @@ def test_bfloat16_between_kernels_stays_near_float32(tile_model, implementation)
     wanted, found = logits("float32"), logits("bfloat16")
     assert found.dtype == np.float32
     assert np.any(found != found.astype(jnp.bfloat16))
-    assert 0 < np.abs(found - wanted).max() <= 20 * 2**-8 * np.abs(wanted).max()
+    # Some 17 arrays on the way are rounded by half a step at most, up and down: two steps in all, as measured.
+    assert 0 < np.abs(found - wanted).max() <= 4 * 2**-8 * np.abs(wanted).max()
 
 
 def test_the_residual_stream_is_of_the_activations_dtype(tile_model):
@@ -98,18 +99,23 @@ def test_the_residual_stream_is_of_the_activations_dtype(tile_model):
     assert sums("bfloat16") == 2 * config.num_hidden_layers
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype", "wanted"),
-    [
-        ("gpu", "bfloat16", "bfloat16"),
-        ("gpu", "float16", "float32"),
-        ("gpu", "float32", "float32"),
-        ("cpu", "bfloat16", "float32"),
-    ],
-)
-def test_what_a_device_keeps_between_kernels(device, dtype, wanted, monkeypatch):
+@pytest.mark.parametrize(("device", "dtype"), [("gpu", "float16"), ("gpu", "float32"), ("cpu", "bfloat16")])
+def test_float32_between_kernels_elsewhere(device, dtype, monkeypatch):
     monkeypatch.setattr(runtime, "platform", lambda: device)
-    assert runtime._activations(dtype) == wanted
+    assert runtime._activations(dtype) == "float32"
+
+
+def test_a_gpu_keeps_bfloat16_between_a_bfloat16_models_kernels(tile_model, monkeypatch):
+    inputs = batch()
+
+    def logits():
+        sizes = {"batch_sizes": [4], "lengths": [16]}
+        return compile_model(served(tile_model), **sizes, dtype="bfloat16", implementation="xla").logits(*inputs)
+
+    on_cpu = logits()
+    monkeypatch.setattr(runtime, "platform", lambda: "gpu")
+    monkeypatch.setattr(runtime, "_has_fused_attention", lambda config, dtype: False)
+    assert np.any(logits() != on_cpu)
 
 
 def test_an_implementation_without_blocks_to_run_is_refused():
