@@ -93,6 +93,12 @@ class ModelConfig(Frozen):
         """Features of one attention head; pruning heads does not change it."""
         return self.hidden_size // self.num_attention_heads
 
+    def with_dropout(self, rate: float | None) -> ModelConfig:
+        """The same geometry with one rate for both kinds of dropout; as it is without one."""
+        if rate is None:
+            return self
+        return self.model_copy(update={"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate})
+
     @property
     def layer_shapes(self) -> tuple[LayerShape, ...]:
         """One `LayerShape` per layer, the dense ones made explicit."""

@@ -325,7 +325,7 @@ def _train(
     state = place_state(layout, trained, optimizer)
     learning = {name: getattr(settings, name) for name in ("temperature", "threshold_gradient")} if cost else {}
     step = make_train_step(
-        context.module(config),
+        context.module(config.with_dropout(settings.dropout)),
         optimizer,
         groups=cost.groups if cost else (),
         **learning,
