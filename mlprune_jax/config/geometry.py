@@ -18,6 +18,7 @@ def refuse_bool(value: object) -> object:
 
 Integer = Annotated[int, BeforeValidator(refuse_bool)]
 Real = Annotated[float, BeforeValidator(refuse_bool)]
+DropoutRate = Annotated[Real, Field(ge=0, le=0.99)]
 
 
 class Frozen(BaseModel):
@@ -62,8 +63,8 @@ class ModelConfig(Frozen):
     pad_token_id: Annotated[Integer, Field(ge=0)] = 0
     layer_norm_eps: Annotated[Real, Field(gt=0)] = 1e-12
     hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh"] = "gelu"
-    hidden_dropout_prob: Annotated[Real, Field(ge=0, lt=1)] = 0.1
-    attention_probs_dropout_prob: Annotated[Real, Field(ge=0, lt=1)] = 0.1
+    hidden_dropout_prob: DropoutRate = 0.1
+    attention_probs_dropout_prob: DropoutRate = 0.1
     initializer_range: Annotated[Real, Field(gt=0)] = 0.02
     layers: tuple[LayerShape, ...] = ()
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mlprune_jax.config.geometry import Frozen, Integer, ModelConfig, Real
+from mlprune_jax.config.geometry import DropoutRate, Frozen, Integer, ModelConfig, Real
 from mlprune_jax.config.values import Block, Count, Density, Fraction, Rate
 
 
@@ -19,8 +19,8 @@ class TrainSettings(Frozen):
         accumulate: parts in which a batch passes through the device, one after the other, for less memory. Terms that
             average over tokens average over each part's, then over the parts.
         max_grad_norm: clip of the global norm of the gradients.
-        dropout: rate of dropout of hidden states and attention while this stage trains; unset: the model's own rates.
-            A pruned model that learns from a teacher did better without (docs/results.md).
+        dropout: rate of dropout of hidden states and attention while this stage trains, recovery included; unset: the
+            model's own rates.
     """
 
     epochs: Annotated[Real, Field(gt=0, le=1e6)] = 3.0
@@ -31,7 +31,7 @@ class TrainSettings(Frozen):
     weight_decay: Rate = 0.0
     adam_epsilon: Annotated[Real, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
-    dropout: Annotated[Real, Field(ge=0, lt=1)] | None = None
+    dropout: DropoutRate | None = None
 
     @model_validator(mode="after")
     def _parts_are_even(self) -> TrainSettings:

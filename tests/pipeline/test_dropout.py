@@ -5,9 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from safetensors.numpy import load_file
 
 from mlprune_jax import pipeline
+from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.config.settings import TrainSettings
 
 RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
@@ -25,16 +28,29 @@ def still(tiny, tmp_path_factory):
 def test_stages_without_dropout_train_as_a_model_that_has_none(tiny, still, tmp_path):
     """Dense training, learning and recovery; a teacher drops nothing in any case."""
 
-    def trained(model, name, **dropout):
+    def run(model, name, *, pruned, **dropout):
         train = {**tiny.settings["dense"], **dropout}
-        prune = {"density": 0.4, "heads_rows": {**train, "recover": 0.5}, "blocks": {"enabled": False}}
+        heads_rows = {**train, "recover": 0.5, "enabled": pruned}
+        prune = {"density": 0.4, "heads_rows": heads_rows, "blocks": {"enabled": False}}
         pipeline.run(tiny.config(model=str(model), dense=train, prune=prune), tmp_path / name, quiet=True)
-        return tmp_path / name / "final"
+        return tmp_path / name
 
-    found = trained(tiny.model, "found", dropout=0.0)
-    assert same(found, trained(still, "wanted"))
-    assert not same(found, trained(tiny.model, "own"))
-    assert {name: json.loads((found / "config.json").read_text())[name] for name in RATES} == dict.fromkeys(RATES, 0.1)
+    found = run(tiny.model, "found", pruned=True, dropout=0.0)
+    assert same(found / "final", run(still, "wanted", pruned=True) / "final")
+    assert not same(found / "stages" / "dense", run(tiny.model, "own", pruned=False) / "final")
+    config = json.loads((found / "final" / "config.json").read_text())
+    assert {name: config[name] for name in RATES} == dict.fromkeys(RATES, 0.1)
+
+
+@pytest.mark.parametrize("settings", [TrainSettings, ModelConfig])
+def test_a_rate_that_rounds_to_all_is_refused(settings):
+    """Found by review: 0.999 of 256 is 256, and what stays was scaled by 256 / 0."""
+    rates = [name for name in settings.model_fields if "dropout" in name]
+    for name in rates:
+        settings(**{name: 0.99})
+        with pytest.raises(ValidationError, match=name):
+            settings(**{name: 0.999})
+    assert rates
 
 
 def same(one, other):
