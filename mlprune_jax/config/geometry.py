@@ -18,7 +18,7 @@ def refuse_bool(value: object) -> object:
 
 Integer = Annotated[int, BeforeValidator(refuse_bool)]
 Real = Annotated[float, BeforeValidator(refuse_bool)]
-DropoutRate = Annotated[Real, Field(ge=0, le=0.99)]
+DropoutRate = Annotated[Real, Field(ge=0, le=0.99)]  # in steps of 1/256, so that more could round to 1
 
 
 class Frozen(BaseModel):
