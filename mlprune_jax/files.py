@@ -9,6 +9,8 @@ from typing import Any
 
 from mlprune_jax.errors import IntegrityError
 
+AnyPath = str | os.PathLike[str]
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one piece."""
@@ -28,6 +30,11 @@ def write_json(path: Path, value: Any) -> None:
 def json_text(value: Any) -> str:
     """JSON as `write_json` writes it."""
     return json.dumps(value, indent=2) + "\n"
+
+
+def home_path(path: AnyPath) -> Path:
+    """A path as a user gives it: text or not, with ``~`` for a home."""
+    return Path(os.path.expanduser(path))  # which, unlike its twin in Path, never raises
 
 
 def whole_path(name: str) -> str:

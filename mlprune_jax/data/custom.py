@@ -10,6 +10,7 @@ from pathlib import Path
 from mlprune_jax.data.tables import READERS, OnDamaged, Table, list_folder, name_files, read_table
 from mlprune_jax.data.tasks import TEST, Examples, Task, TaskKind, to_examples
 from mlprune_jax.errors import ConfigError, DataError
+from mlprune_jax.files import home_path
 
 _STEMS = {"train": ("train",), "dev": ("dev", "validation"), TEST: (TEST,)}
 _METRICS = {"classification": ("accuracy",), "regression": ("pearson", "spearman")}
@@ -58,7 +59,7 @@ def load_custom(
     if isinstance(source, Mapping):
         files = {split: Path(path) for split, path in source.items()}
     else:
-        files = _find_files(Path(os.path.expanduser(source)))
+        files = _find_files(home_path(source))
     find_labels = kind == "classification" and labels is None
     if splits is not None:
         files = {s: path for s, path in files.items() if s in splits or (find_labels and s == "train")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from mlprune_jax.data.tasks import Examples
 from mlprune_jax.errors import ConfigError, ModelError
+from mlprune_jax.files import AnyPath, home_path
 
 _CHUNK = 4096  # texts handed over at once: enough to keep all cores busy, little enough to keep in memory as lists
 
@@ -67,7 +69,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(folder: AnyPath) -> Tokenizer:
     """Load the tokenizer of a model folder, without network and without running code from the folder.
 
     Args:
@@ -79,7 +81,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     Raises:
         ModelError: there is none, or it cannot be read.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = home_path(folder)
     # Checked here because transformers makes up an empty vocabulary where it finds no file.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise ModelError(f"{folder}: no tokenizer.json or vocab.txt", hint="pass a folder that holds a tokenizer")
@@ -93,7 +95,21 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
         raise ModelError(f"{folder}: the tokenizer cannot be read: {reason}", hint="save it again") from None
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{folder}: the tokenizer has no padding token", hint="add pad_token to its settings")
+    _check_case(tokenizer, folder)
     return tokenizer
+
+
+def _check_case(tokenizer: Tokenizer, folder: Path) -> None:
+    """Transformers lowercases where ``tokenizer_config.json`` is silent, even if ``tokenizer.json`` keeps the case."""
+    files = (folder / "tokenizer.json", folder / "tokenizer_config.json")
+    stored, settings = (json.loads(path.read_text("utf-8")) if path.is_file() else {} for path in files)
+    keeps = (stored.get("normalizer") or {}).get("lowercase") is False
+    lowers = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if keeps and "do_lower_case" not in settings and getattr(lowers, "lowercase", False):
+        raise ModelError(
+            f"{files[0]} keeps the case of texts, {files[1].name} does not say do_lower_case, and would lowercase them",
+            hint='write "do_lower_case": false (or true) into it, as the model was trained',
+        )
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -110,7 +126,9 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def encode(examples: Examples, tokenizer: Tokenizer, *, max_length: int) -> Encoded:
-    """Tokenize all examples; too long ones lose tokens at the end, pairs from the longer text first, and are counted.
+    """Tokenize all examples; too long ones lose tokens, pairs from the longer text first, and are counted.
+
+    They lose them at the end, unless the tokenizer's ``truncation_side`` is "left".
 
     Args:
         examples: single texts or pairs.

@@ -17,6 +17,7 @@ from mlprune_jax.data import hub
 from mlprune_jax.data.tables import LEAVE_OUT, OnDamaged, list_folder, name_files, read_text
 from mlprune_jax.data.tasks import Examples, Task
 from mlprune_jax.errors import ConfigError, DataError
+from mlprune_jax.files import home_path
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def load_squad(
     if split not in _HUB_SPLITS:
         raise ConfigError(f"task {task.name!r} has no split {split!r}", hint=f"use one of {', '.join(_HUB_SPLITS)}")
     name = f"{split}-v{task.version}.json"
-    folder = Path(os.path.expanduser(source))
+    folder = home_path(source)
     if os.path.exists(folder):
         if not (folder / name).is_file():
             raise DataError(

@@ -101,6 +101,7 @@ def stream_rows(
     source: Path,
     optional: Sequence[str] = (),
     filled: Collection[str] = (),
+    header: Sequence[str] | None = None,
     on_damaged: OnDamaged = "error",
 ) -> Iterator[tuple[int, list[str], dict[str, str]]]:
     """The named columns of a table, row by row as the stream delivers them; formats as in `read_table`.
@@ -113,6 +114,7 @@ def stream_rows(
         source: where the stream comes from, for messages.
         optional: names that are read where a row has them.
         filled: those of them all whose cells must hold more than blanks.
+        header: column names of a tsv or csv file that has no header line.
         on_damaged: "skip" leaves damaged lines out and logs each; "error" stops there.
 
     Yields:
@@ -124,7 +126,7 @@ def stream_rows(
     """
     if ending not in READERS:
         raise DataError(f"{source}: unknown table format {ending!r}", hint=f"use one of {', '.join(READERS)}")
-    found, rows = READERS[ending](stream, source, None)
+    found, rows = READERS[ending](stream, source, header)
     names = _choose(source, found, columns, ())
     _choose(source, found, (), optional)
     for line, record in rows:

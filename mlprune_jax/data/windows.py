@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from mlprune_jax.data.encode import Encoded, Tokenizer
 from mlprune_jax.data.squad import NOWHERE, Questions
@@ -35,6 +35,14 @@ class Windows(Encoded):
     question: Int32[np.ndarray, " examples"]
     chars: Int32[np.ndarray, "tokens 2"]
     asked: Questions
+
+    @property
+    def out_of_reach(self) -> int:
+        """Questions with an answer of which no window holds all, and which therefore train as having none."""
+        if self.labels is None or self.asked.labels is None:
+            return 0
+        held = np.bincount(self.question, self.labels.any(axis=1), minlength=len(self.asked))
+        return int(((held == 0) & (self.asked.labels[:, 0] >= 0)).sum())
 
 
 def encode_windows(
@@ -71,19 +79,23 @@ def encode_windows(
     types: list[np.ndarray] = []
     chars: list[np.ndarray] = []
     owners: list[int] = []
+    labels: list[tuple[int, int]] = []
     for owner, pair in enumerate(_tokenized(questions, asked.texts[1], tokenizer)):
         pair_ids, pair_types = np.array(pair.ids, np.int32), np.array(pair.type_ids, np.int32)
         pair_chars = _context_chars(pair)
+        answer = None if asked.labels is None else find_tokens(pair_chars, *asked.labels[owner].tolist())
         for kept in _cut(pair, max_length, doc_stride):
             ids.append(pair_ids[kept])
             types.append(pair_types[kept])
             chars.append(pair_chars[kept])
             owners.append(owner)
+            if answer is not None:
+                labels.append(_place(answer, kept))
     return Windows(
         input_ids=np.concatenate(ids),
         token_type_ids=np.concatenate(types),
         offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-        labels=None if asked.labels is None else _labels(chars, owners, asked),
+        labels=None if asked.labels is None else np.array(labels, np.int32),
         pad_id=tokenizer.pad_token_id or 0,
         question=np.array(owners, np.int32),
         chars=np.concatenate(chars),
@@ -127,27 +139,15 @@ def _context_chars(pair: Any) -> Spans:
     return chars
 
 
-def _labels(chars: Sequence[Spans], owners: Sequence[int], asked: Questions) -> Int32[np.ndarray, "examples 2"]:
-    contexts, labels = asked.texts[1], asked.labels
-    assert labels is not None
-    found = np.zeros((len(owners), 2), np.int32)
-    for row, (places, owner) in enumerate(zip(chars, owners, strict=True)):
-        begin, end = labels[owner].tolist()
-        if begin >= 0:
-            found[row] = find_tokens(places, *_without_blanks(contexts[owner], begin, end))
-    return found
+def find_tokens(chars: Spans, begin: int, end: int) -> Int64[np.ndarray, " touched"]:
+    """The tokens that hold some of the characters ``begin`` to ``end``; none where these are `NOWHERE`.
+
+    Blanks, and what a tokenizer drops (accents that stand alone, characters without width), lie in no token.
+    """
+    return np.flatnonzero((chars[:, 0] < end) & (chars[:, 1] > begin))
 
 
-def _without_blanks(text: str, begin: int, end: int) -> tuple[int, int]:
-    """A span without the blanks at its ends, where no token stands."""
-    span = text[begin:end]
-    return begin + len(span) - len(span.lstrip()), end - len(span) + len(span.rstrip())
-
-
-def find_tokens(chars: Spans, begin: int, end: int) -> tuple[int, int]:
-    """First and last token that hold the characters ``begin`` to ``end``; (0, 0) where the window lacks some."""
-    touched = np.flatnonzero((chars[:, 0] < end) & (chars[:, 1] > begin))
-    if not touched.size:
-        return 0, 0
-    first, last = int(touched[0]), int(touched[-1])
-    return (first, last) if chars[first, 0] <= begin and chars[last, 1] >= end else (0, 0)
+def _place(answer: Int64[np.ndarray, " touched"], kept: np.ndarray) -> tuple[int, int]:
+    """First and last of an answer's tokens in the window of those ``kept``; (0, 0) where it lacks some."""
+    held = np.flatnonzero(np.isin(kept, answer))
+    return (int(held[0]), int(held[-1])) if 0 < len(answer) == len(held) else (0, 0)

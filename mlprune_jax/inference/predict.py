@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,11 +14,15 @@ from typing import Any, NamedTuple
 
 from mlprune_jax.data.answers import Answer
 from mlprune_jax.data.named import named_task
-from mlprune_jax.data.squad import SQUAD, parse_squad
+from mlprune_jax.data.squad import parse_squad
 from mlprune_jax.data.tables import NOT_UTF8, OnDamaged, stream_rows
+from mlprune_jax.data.tasks import GlueTask
 from mlprune_jax.errors import ConfigError, DataError
+from mlprune_jax.files import AnyPath, home_path
 from mlprune_jax.inference.service import LoadedModel, Predictor, Text, load
 from pallas_kernels import Implementation
+
+_log = logging.getLogger(__name__)
 
 TextStream = Any  # open for text: the classes of io are not instances of what typing calls so
 
@@ -35,9 +40,9 @@ class Row(NamedTuple):
 
 
 def predict_file(
-    model: Path,
-    source: Path | TextStream,
-    output: Path | TextStream,
+    model: AnyPath,
+    source: AnyPath | TextStream,
+    output: AnyPath | TextStream,
     *,
     table_format: str | None = None,
     columns: tuple[str, ...] | None = None,
@@ -50,11 +55,11 @@ def predict_file(
     """Predict for every row of a tsv, csv or jsonl file, or for every question of a SQuAD file; one JSON object a line.
 
     An output file appears when all is done; until then, and if something goes wrong, what was predicted lies in
-    ``<output>.partial``.
+    ``<output>.partial``. A link is followed, and what is no file, a named pipe say, is written to as it is.
 
     Args:
         model: a finished run, or a model folder.
-        source, output: files, or open streams of text, that of the source with ``errors="surrogateescape"``; rows of a
+        source, output: paths, or open streams of text, that of the source with ``errors="surrogateescape"``; rows of a
             stream are answered in groups of ``batch_size``, rows of a file in groups of eight times as many, sorted by
             length. A SQuAD file is read whole.
         table_format: "tsv", "csv", "jsonl", or "json" for SQuAD's layout; unset: the file's ending, jsonl for a stream.
@@ -71,14 +76,16 @@ def predict_file(
         DataError: a file that is missing or damaged; predictions for the rows before the damage are written.
         ModelError: no model there.
     """
+    source, output = _as_path(source), _as_path(output)
     _check_files(source, output)
     loaded = load(model)
     names = _chosen_columns(loaded, columns)
     place = source if isinstance(source, Path) else Path("standard input")
-    ending = f".{table_format}" if table_format else place.suffix.lower() or ".jsonl"
+    ending = f".{table_format}".lower() if table_format else place.suffix.lower() or ".jsonl"
     with _reading(source) as incoming, _writing(output) as outgoing:
         damaged: OnDamaged = "skip" if skip_damaged else "error"
-        rows = _rows(incoming, ending, names, place, damaged, span=loaded.served.kind == "span")
+        lines, header = _own_header(incoming, loaded, names) if ending == ".tsv" else (incoming, None)
+        rows = _rows(lines, ending, names, place, damaged, header=header, span=loaded.served.kind == "span")
         first = list(islice(rows, 1))  # what is wrong with the table shows before minutes of compiling
         predictor = loaded.compile(
             batch_sizes=[batch_size], lengths=lengths, dtype=dtype, implementation=implementation
@@ -89,7 +96,14 @@ def predict_file(
             outgoing.write(json.dumps(record, allow_nan=False) + "\n")
             outgoing.flush()
             count += 1
+    if predictor.truncated:
+        limit = "max_query_length" if loaded.served.kind == "span" else f"{max(predictor.compiled.buckets)[1]} tokens"
+        _log.warning("%s: %d of %d are longer than %s and were cut", place, predictor.truncated, count, limit)
     return count
+
+
+def _as_path(place: AnyPath | TextStream) -> Path | TextStream:
+    return home_path(place) if isinstance(place, str | os.PathLike) else place
 
 
 def _check_files(source: Path | TextStream, output: Path | TextStream) -> None:
@@ -106,25 +120,43 @@ def _check_files(source: Path | TextStream, output: Path | TextStream) -> None:
 
 def _chosen_columns(model: LoadedModel, given: tuple[str, ...] | None) -> tuple[str, ...]:
     """The columns of a text: those given, which must be as many as the model's task has, or the task's own."""
-    names = given or _text_columns(model)
+    own = model.text_columns
+    names = given or own
+    if names is None:
+        raise ConfigError(f"{model.folder} names no task, so no columns are known", hint="name them with --columns")
     if not 1 <= len(names) <= 2 or len(set(names)) != len(names):
         raise ConfigError(f"a text is one column or a pair of two different ones, got {', '.join(names)}")
-    known = model.task is not None or model.served.kind == "span"
-    if known and len(names) != len(own := _text_columns(model)):
+    if own is not None and len(names) != len(own):
         raise ConfigError(f"the model takes {len(own)} columns ({', '.join(own)}), got {', '.join(names)}")
     return names
 
 
-def _text_columns(model: LoadedModel) -> tuple[str, ...]:
-    if model.served.kind == "span":
-        return SQUAD["squad"].text_columns
-    if model.task is None:
-        raise ConfigError(f"{model.folder} names no task, so no columns are known", hint="name them with --columns")
-    return model.task.text_columns if model.task.task == "custom" else named_task(model.task.task).text_columns
+def _own_header(
+    stream: TextStream, model: LoadedModel, names: Sequence[str]
+) -> tuple[Iterable[str], tuple[str, ...] | None]:
+    """The lines, and the column names of a GLUE task whose train and dev files have no header line, where this is one.
+
+    GLUE's test files, and files of a user's own, do have one: it names a wanted column, and no such file is as wide.
+    """
+    task = None if model.task is None or model.task.task == "custom" else named_task(model.task.task)
+    if not isinstance(task, GlueTask) or task.header is None or not set(names) <= set(task.header):
+        return stream, None
+    lines = iter(stream)
+    first = next(lines, "")
+    cells = first.rstrip("\r\n").split("\t")
+    headless = len(cells) == len(task.header) and not set(names) & set(cells)
+    return chain([first] if first else [], lines), task.header if headless else None
 
 
 def _rows(
-    stream: TextStream, ending: str, names: Sequence[str], source: Path, on_damaged: OnDamaged, *, span: bool
+    stream: Any,
+    ending: str,
+    names: Sequence[str],
+    source: Path,
+    on_damaged: OnDamaged,
+    *,
+    header: tuple[str, ...] | None,
+    span: bool,
 ) -> Iterator[Row]:
     """The rows of a table as they come; for a span model also the questions of a SQuAD file."""
     if span and ending == ".json":
@@ -138,7 +170,8 @@ def _rows(
         return
     marks = ("id",) if span and "id" not in names else ()
     filled = names if span else ()  # as in SQuAD's files: nothing can be answered without a question or a context
-    table = stream_rows(stream, ending, names, source=source, optional=marks, filled=filled, on_damaged=on_damaged)
+    reading = {"source": source, "optional": marks, "filled": filled, "on_damaged": on_damaged, "header": header}
+    table = stream_rows(stream, ending, names, **reading)
     for line, cells, found in table:
         yield Row({"line": line, **found}, cells)
 
@@ -156,8 +189,14 @@ def _reading(source: Path | TextStream) -> Iterator[TextStream]:
         yield stream
 
 
+def _target(output: Path) -> Path:
+    """The file itself, where the output is a link to it."""
+    return Path(os.path.realpath(output))
+
+
 def _partial(output: Path) -> Path:
-    return output.with_name(f"{output.name}.partial")
+    target = _target(output)
+    return target.with_name(f"{target.name}.partial")
 
 
 @contextlib.contextmanager
@@ -166,16 +205,18 @@ def _writing(output: Path | TextStream) -> Iterator[TextStream]:
     if not isinstance(output, Path):
         yield output
         return
-    partial = _partial(output)
+    replaced = output.is_file() or not os.path.exists(output)  # a device or a pipe would be gone
+    written = _partial(output) if replaced else output
     try:
         if output.is_dir():
             raise IsADirectoryError("it is a folder")
-        stream = partial.open("w", encoding="utf-8", newline="\n")
+        stream = written.open("w", encoding="utf-8", newline="\n")
     except OSError as error:
         raise DataError(f"{output}: cannot be written: {error}", hint="check the path") from error
     with stream:
         yield stream
-    partial.replace(output)
+    if replaced:
+        written.replace(_target(output))
 
 
 def predict_rows(

@@ -143,10 +143,21 @@ class CompiledModel:
 
 def _integers(name: str, values: Any) -> np.ndarray:
     """As they are: cut to 32 bits before its range is checked, a number could become another one."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"{name} is no array: {error}", hint="fill rows up to one length") from None
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise DataError(f"{name} must be integers, got {array.dtype}")
     return array
+
+
+def check_sizes(name: str, values: Any) -> list[int]:
+    """At least one whole number, each at least 1, as Python's."""
+    found = np.asarray(values)
+    if found.ndim != 1 or not found.size or not np.issubdtype(found.dtype, np.integer) or found.min() < 1:
+        raise ConfigError(f"{name} must be whole numbers of at least 1, got {values!r}", hint="pass a list: [1, 8]")
+    return found.tolist()
 
 
 def _check_range(name: str, ids: np.ndarray, size: int) -> None:
@@ -196,8 +207,7 @@ def compile_model(
         ConfigError: sizes, a dtype or an implementation that cannot be, or a damaged cost table.
         IntegrityError: masks that do not fit the parameters.
     """
-    if not batch_sizes or not lengths or min(*batch_sizes, *lengths) < 1:
-        raise ConfigError(f"batch_sizes and lengths must be at least 1, got {list(batch_sizes)} and {list(lengths)}")
+    batch_sizes, lengths = check_sizes("batch_sizes", batch_sizes), check_sizes("lengths", lengths)
     if max(lengths) > model.config.max_position_embeddings:
         raise ConfigError(
             f"length {max(lengths)} is above the model's {model.config.max_position_embeddings} positions",

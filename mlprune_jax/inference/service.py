@@ -15,11 +15,13 @@ from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.data.answers import Answer, Answers
 from mlprune_jax.data.batches import gather
 from mlprune_jax.data.encode import Encoded, Tokenizer, check_vocabulary, encode, load_tokenizer
-from mlprune_jax.data.squad import Questions
+from mlprune_jax.data.named import named_task
+from mlprune_jax.data.squad import SQUAD, Questions
 from mlprune_jax.data.tables import NOT_UTF8
 from mlprune_jax.data.tasks import Examples
-from mlprune_jax.data.windows import encode_windows
-from mlprune_jax.errors import DataError, ModelError, NumericalError
+from mlprune_jax.data.windows import Windows, encode_windows
+from mlprune_jax.errors import ConfigError, DataError, ModelError, NumericalError
+from mlprune_jax.files import AnyPath
 from mlprune_jax.inference.calls import begun_ahead
 from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
 from mlprune_jax.inference.stored import load_masks, model_folder, stored_kind, stored_task
@@ -68,6 +70,15 @@ class LoadedModel(NamedTuple):
     tokenizer: Tokenizer
     tokenizing: threading.Lock
 
+    @property
+    def text_columns(self) -> tuple[str, ...] | None:
+        """Names of a text's one column or two, by the model's task; ``None`` where its folder names no task."""
+        if self.served.kind == "span":
+            return SQUAD["squad"].text_columns
+        if self.task is None:
+            return None
+        return self.task.text_columns if self.task.task == "custom" else named_task(self.task.task).text_columns
+
     def compile(
         self,
         *,
@@ -111,11 +122,14 @@ class Predictor(ABC, Generic[Out]):
     Attributes:
         compiled: the model alone, for callers with token ids.
         labels: class names in the order of the head's outputs.
+        truncated: texts so far that were too long and were cut; of questions, those cut themselves.
     """
 
     def __init__(self, compiled: CompiledModel, model: LoadedModel, max_length: int):
         self.compiled = compiled
         self.labels = model.labels
+        self.truncated = 0
+        self._columns = model.text_columns
         self._tokenizer = model.tokenizer
         self._tokenizing = model.tokenizing
         self._settings = (model.task or UNTOLD).model_copy(update={"max_length": max_length})
@@ -129,11 +143,25 @@ class Predictor(ABC, Generic[Out]):
             NumericalError: logits that are not finite, as weights too large for ``float16`` give.
         """
         columns = to_columns(texts)
-        return self._predict(columns) if columns else []
+        if not columns:
+            return []
+        if self._columns and len(columns) != len(self._columns):
+            kinds = {1: "single texts", 2: "pairs of texts"}
+            raise DataError(
+                f"the model takes {kinds[len(self._columns)]} ({', '.join(self._columns)}), got {kinds[len(columns)]}"
+            )
+        with self._tokenizing:
+            encoded = self._encode(columns)
+            self.truncated += encoded.truncated
+        return self._answer(encoded)
 
     @abstractmethod
-    def _predict(self, columns: tuple[list[str], ...]) -> list[Out]:
-        """Predictions for texts that come as one list, or as two."""
+    def _encode(self, columns: tuple[list[str], ...]) -> Encoded:
+        """Token ids of texts that come as one list, or as two."""
+
+    @abstractmethod
+    def _answer(self, encoded: Any) -> list[Out]:
+        """Predictions for what `_encode` gave."""
 
     def stream(self, texts: Iterable[Text], *, chunk: int | None = None) -> Iterator[Out]:
         """Predictions for any number of texts, in their order, ``chunk`` of them in memory at a time.
@@ -141,7 +169,17 @@ class Predictor(ABC, Generic[Out]):
         Args:
             texts: consumed as predictions are.
             chunk: texts sorted by length together; unset: eight of the largest batches.
+
+        Raises:
+            ConfigError: a chunk below 1.
+            DataError: what is no source of texts; otherwise as `__call__`.
         """
+        _check_iterable(texts)
+        if chunk is not None and chunk < 1:
+            raise ConfigError(f"chunk must be at least 1, got {chunk}")
+        return self._stream(texts, chunk)
+
+    def _stream(self, texts: Iterable[Text], chunk: int | None) -> Iterator[Out]:
         size = chunk or 8 * max(batch for batch, _ in self.compiled.buckets)
         waiting = iter(texts)
         failure = None
@@ -170,13 +208,13 @@ class Predictor(ABC, Generic[Out]):
 
 
 class ClassPredictor(Predictor[Prediction]):
-    """Predicts a class or a number; texts that are too long lose tokens at the end."""
+    """Predicts a class or a number; texts that are too long lose tokens, as in training."""
 
-    def _predict(self, columns: tuple[list[str], ...]) -> list[Prediction]:
-        examples = Examples(columns, None, "texts")
-        with self._tokenizing:
-            encoded = encode(examples, self._tokenizer, max_length=self._settings.max_length)
-        predictions: list[Any] = [None] * len(examples)
+    def _encode(self, columns: tuple[list[str], ...]) -> Encoded:
+        return encode(Examples(columns, None, "texts"), self._tokenizer, max_length=self._settings.max_length)
+
+    def _answer(self, encoded: Encoded) -> list[Prediction]:
+        predictions: list[Any] = [None] * len(encoded)
         for rows, logits in self._run(encoded):
             for row, scores in zip(rows, logits, strict=True):
                 predictions[row] = self._read(scores)
@@ -194,17 +232,16 @@ class ClassPredictor(Predictor[Prediction]):
 class AnswerPredictor(Predictor[Answer]):
     """Answers questions on their contexts, pairs of both; long contexts are read through several windows."""
 
-    def _predict(self, columns: tuple[list[str], ...]) -> list[Answer]:
-        if len(columns) != 2:
-            raise DataError("a span model answers questions on contexts; got single texts", hint="pass pairs of both")
+    def _encode(self, columns: tuple[list[str], ...]) -> Windows:
         count = len(columns[0])
         asked = Questions(columns, None, "texts", tuple(map(str, range(count))), ((),) * count)
-        with self._tokenizing:
-            windows = encode_windows(asked, self._tokenizer, **self._settings.windowing)
-        answers = Answers(windows, **self._settings.answering)
-        for rows, logits in self._run(windows):
+        return encode_windows(asked, self._tokenizer, **self._settings.windowing)
+
+    def _answer(self, encoded: Windows) -> list[Answer]:
+        answers = Answers(encoded, **self._settings.answering)
+        for rows, logits in self._run(encoded):
             answers.add(rows.tolist(), logits)
-        return [answers.answer(question) for question in range(count)]
+        return [answers.answer(question) for question in range(len(encoded.asked))]
 
 
 def _take(texts: Iterator[Text], size: int) -> tuple[list[Text], Exception | None]:
@@ -217,14 +254,18 @@ def _take(texts: Iterator[Text], size: int) -> tuple[list[Text], Exception | Non
     return part, None
 
 
+def _check_iterable(texts: Any) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise DataError(f"texts come as a list; got {texts!r}"[:200], hint="put one text into a list")
+
+
 def to_columns(texts: Any) -> tuple[list[str], ...]:
     """Texts as one list, or pairs as two, nothing where there are none; whatever a caller passes is checked here.
 
     Raises:
         DataError: a lone string or no texts at all, cells that are no text, or single texts and pairs mixed.
     """
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise DataError(f"texts come as a list; got {texts!r}"[:200], hint="put one text into a list")
+    _check_iterable(texts)
     rows = [text if isinstance(text, tuple) else (text,) for text in texts]
     for number, cells in enumerate(rows):
         if not 1 <= len(cells) <= 2 or not all(isinstance(cell, str) for cell in cells):
@@ -237,7 +278,7 @@ def to_columns(texts: Any) -> tuple[list[str], ...]:
     return tuple([row[i] for row in rows] for i in range(max(sizes, default=0)))
 
 
-def load(path: str | Path) -> LoadedModel:
+def load(path: AnyPath) -> LoadedModel:
     """A finished run's final model, or any model folder, dense or pruned, ready to be compiled.
 
     Args:
@@ -250,7 +291,7 @@ def load(path: str | Path) -> LoadedModel:
         >>> predictor = load("runs/sst2").compile()  # doctest: +SKIP
         >>> predictor(["a gripping film", "two hours of my life"])  # doctest: +SKIP
     """
-    folder = model_folder(Path(path))
+    folder = model_folder(path)
     kind = stored_kind(folder)
     loaded = load_pretrained(folder, num_labels=None, kind=kind)
     if loaded.fresh_head:

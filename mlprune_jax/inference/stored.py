@@ -14,19 +14,21 @@ from safetensors.numpy import load_file, save_file
 
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.errors import DataError, IntegrityError, ModelError
+from mlprune_jax.files import AnyPath, home_path
 from mlprune_jax.manifest import MANIFEST, check_manifest
 from mlprune_jax.models.hf_config import architectures, read_config
 from mlprune_jax.models.model_folder import MASKS, check_folder
 from mlprune_jax.models.names import Kind
 
 
-def model_folder(path: Path) -> Path:
-    """The model in ``path``: a run's final model, or the folder itself.
+def model_folder(path: AnyPath) -> Path:
+    """The model in ``path``, whose ``~`` is a home: a run's final model, or the folder itself.
 
     Raises:
         DataError: a run that has not finished, or no folder at all.
         IntegrityError: files that are not what a run wrote.
     """
+    path = home_path(path)
     if not os.path.exists(path):  # Path.exists raises where the name is too long
         raise DataError(f"no folder {str(path)!r}", hint="pass a run's folder or a model's folder")
     if (path / "run.json").is_file():
@@ -86,7 +88,8 @@ def stored_kind(folder: Path) -> Kind:
     problem = config.get("problem_type")
     if problem == "multi_label_classification":
         raise ModelError(f"{folder} gives several labels at once, which is not supported")
-    outputs = config.get("num_labels") or len(config.get("id2label") or (0, 1))
+    names = config.get("id2label")  # what it may hold is checked where it is read
+    outputs = config.get("num_labels") or len(names if isinstance(names, dict) and names else (0, 1))
     return "regression" if problem == "regression" or (problem is None and outputs == 1) else "classification"
 
 

@@ -90,10 +90,11 @@ def stored_labels(stored: StoredConfig, path: Path, num_labels: int) -> tuple[st
     if names is None:
         return None
     ids = [str(i) for i in range(num_labels)]
-    if not isinstance(names, dict) or sorted(names) != sorted(ids) or not all(type(names[i]) is str for i in ids):
+    named = isinstance(names, dict) and sorted(names) == sorted(ids) and all(type(names[i]) is str for i in ids)
+    if not named or len(set(names.values())) != num_labels:
         raise ModelError(
-            f"{path}: id2label must name the {num_labels} labels of the stored classifier as '0', '1', ..., "
-            f"got {reprlib.repr(names)}",
+            f"{path}: id2label must give the {num_labels} labels of the stored classifier, '0', '1', ..., names that "
+            f"differ, got {reprlib.repr(names)}",
             hint="Correct or remove id2label and label2id.",
         )
     return tuple(names[i] for i in ids)

@@ -68,7 +68,10 @@ def head_labels(weights: dict[str, Stored], asked: int | None, kind: Kind, folde
     asked = asked or fixed_labels(kind)
     if head is None:
         if asked is None:
-            raise ModelError(f"{folder} has no classifier to take the number of labels from", hint="Say num_labels.")
+            raise ModelError(
+                f"{folder} has no trained head for {kind}, to take the number of labels from",
+                hint="fine-tune it with `mlprune prune`; from Python, num_labels makes a fresh head",
+            )
         return asked
     found = head.shape[0] if len(head.shape) == 2 else 0
     if found < 1 or found != (asked or found):

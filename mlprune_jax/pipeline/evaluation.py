@@ -9,7 +9,7 @@ import jax
 
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ModelError
-from mlprune_jax.files import read_json
+from mlprune_jax.files import AnyPath, home_path, read_json
 from mlprune_jax.inference.stored import known_task, load_masks, model_folder, stored_kind
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.models.tasks import TaskModel
@@ -20,7 +20,7 @@ from mlprune_jax.training.mesh import Layout
 
 
 def evaluate_folder(
-    path: Path,
+    path: AnyPath,
     *,
     data: str | None = None,
     split: str = "dev",
@@ -41,6 +41,7 @@ def evaluate_folder(
     Raises:
         DataError, ModelError: nothing there, or a model without a task.
     """
+    path = home_path(path)
     folder = model_folder(path)
     settings = known_task(folder)
     if skip_damaged:
@@ -56,8 +57,9 @@ def evaluate_folder(
     return {"model": str(folder), "task": task.name, "data": source, "split": split, **metrics}
 
 
-def inspect_folder(path: Path) -> dict[str, Any]:
+def inspect_folder(path: AnyPath) -> dict[str, Any]:
     """What a model keeps: densities by count and, per layer, heads, rows and blocks; of a run also its metrics."""
+    path = home_path(path)
     folder = model_folder(path)
     loaded = load_pretrained(folder, num_labels=None, kind=stored_kind(folder))
     description = {"model": str(folder), **describe_model(loaded.config, load_masks(folder))}

@@ -16,6 +16,36 @@ from mlprune_jax.training.arrival import arriving
 _log = logging.getLogger(__name__)
 
 
+def check_inputs(config: RunConfig, task: Task, models: Mapping[str, ModelConfig], vocabulary: int) -> None:
+    """Refuse models that could not read the data.
+
+    Args:
+        config: the run's settings.
+        task: what is predicted.
+        models: by the names that the settings have for them.
+        vocabulary: tokens that the tokenizer knows.
+
+    Raises:
+        ConfigError: one has too few positions, token types or embeddings.
+    """
+    for name, model in models.items():
+        if config.max_length > model.max_position_embeddings:
+            raise ConfigError(
+                f"max_length {config.max_length} is above the {model.max_position_embeddings} positions of {name}",
+                hint=f"set max_length to {model.max_position_embeddings} or less",
+            )
+        if len(task.text_columns) > model.type_vocab_size:
+            raise ConfigError(
+                f"task {task.name} has pairs of texts, and {name} one token type for both (type_vocab_size)",
+                hint="take a model with two, or make one text of the pair",
+            )
+        if vocabulary > model.vocab_size:
+            raise ConfigError(
+                f"the tokenizer of {config.model} has {vocabulary} tokens, {name} only {model.vocab_size} embeddings",
+                hint="all models of a run read the same tokens: take those that belong together",
+            )
+
+
 def check_model(config: RunConfig, task: Task, start: ModelConfig, blocks: ModelConfig, *, fresh_head: bool) -> None:
     """Refuse a starting model that could not run in every stage.
 
@@ -27,19 +57,8 @@ def check_model(config: RunConfig, task: Task, start: ModelConfig, blocks: Model
         fresh_head: whether the starting model has no head for the task.
 
     Raises:
-        ConfigError: it has too few positions or token types, tiles that do not divide its matrices, or no head though
-            none is trained.
+        ConfigError: tiles that do not divide its matrices, or no head though none is trained.
     """
-    if config.max_length > start.max_position_embeddings:
-        raise ConfigError(
-            f"max_length {config.max_length} is above the model's {start.max_position_embeddings} positions",
-            hint=f"set max_length to {start.max_position_embeddings} or less",
-        )
-    if len(task.text_columns) > start.type_vocab_size:
-        raise ConfigError(
-            f"task {task.name} has pairs of texts, and {config.model} one token type for both (type_vocab_size)",
-            hint="take a model with two, or make one text of the pair",
-        )
     if config.prune.blocks.enabled:
         for model in (start, blocks):
             find_groups(model, (block(config.prune.blocks.shape),))
@@ -59,8 +78,8 @@ def check_teacher(config: RunConfig, stage: str, student: ModelConfig, teacher: 
     own, other = ((model.num_hidden_layers, model.hidden_size) for model in (student, teacher))
     if config.distillation is not None and config.distillation.compares_layers and own != other:
         raise ConfigError(
-            f"prune.{stage}.teacher has {other[0]} layers of {other[1]} features, the student {own[0]} of {own[1]}: "
-            "their layers cannot be compared",
+            f"the teacher of prune.{stage} has {other[0]} layers of {other[1]} features, the student {own[0]} of "
+            f"{own[1]}: their layers cannot be compared",
             hint="set distillation.hidden_weight and distillation.attention_weight to 0: logits alone can be",
         )
 

@@ -14,19 +14,20 @@ from typing import Any
 
 import jax
 
+from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import PruneStage, RunConfig, TrainSettings
 from mlprune_jax.data.demo import write_demo
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError, Preempted
-from mlprune_jax.files import read_json
+from mlprune_jax.files import AnyPath, home_path, read_json
 from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.manifest import write_manifest
 from mlprune_jax.models.class_order import in_task_order
 from mlprune_jax.models.model_folder import model_digest
 from mlprune_jax.models.pretrained import load_pretrained, resolve_model
 from mlprune_jax.models.tasks import TaskModel, init_params
-from mlprune_jax.pipeline.feasible import check_model, check_schedules, check_teacher
+from mlprune_jax.pipeline.feasible import check_inputs, check_model, check_schedules, check_teacher
 from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pipeline.grid import with_whole_paths
 from mlprune_jax.pipeline.saving import save_model
@@ -61,7 +62,7 @@ FREE_TO_CHANGE = ("offline", "log_every", "checkpoint_steps", "checkpoint_minute
 """Settings that a stopped run may have changed in its ``config.resolved.yaml`` before it goes on."""
 
 
-def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = False) -> dict[str, Any]:
+def run(config: RunConfig, workdir: AnyPath, *, command: str = "", quiet: bool = False) -> dict[str, Any]:
     """Run every stage of ``config`` into a new folder.
 
     Args:
@@ -77,6 +78,7 @@ def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = Fa
         Preempted: SIGTERM or SIGINT came; everything up to the last step is saved.
         MLPruneError: bad input, before anything is trained wherever it can be seen there.
     """
+    workdir = home_path(workdir)
     folder = RunFolder(workdir)
     folder.check_unused()
     config = with_whole_paths(config)
@@ -95,7 +97,7 @@ def run(config: RunConfig, workdir: Path, *, command: str = "", quiet: bool = Fa
         return _finish(checked)
 
 
-def resume(workdir: Path, *, quiet: bool = False) -> dict[str, Any]:
+def resume(workdir: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
     """Continue a run from its newest whole checkpoint; a finished run gives its summary, and its final model, again.
 
     Raises:
@@ -104,7 +106,7 @@ def resume(workdir: Path, *, quiet: bool = False) -> dict[str, Any]:
         IntegrityError: what a finished stage wrote is damaged, or every checkpoint is.
         Preempted: as `run`.
     """
-    folder = RunFolder(workdir)
+    folder = RunFolder(home_path(workdir))
     if not folder.resolved.is_file():
         raise DataError(f"{workdir} holds no run", hint="start one with `mlprune prune`")
     if folder.summary.is_file():
@@ -128,10 +130,10 @@ def _finish(checked: _Run) -> dict[str, Any]:
     return summary
 
 
-def plan(config: RunConfig, workdir: Path | None = None) -> dict[str, Any]:
+def plan(config: RunConfig, workdir: AnyPath | None = None) -> dict[str, Any]:
     """What a run into ``workdir`` would do, with everything resolved and checked and nothing trained or written."""
     if workdir is not None:
-        RunFolder(workdir).check_unused()
+        RunFolder(home_path(workdir)).check_unused()
     with TemporaryDirectory() as scratch:
         return _Run(config, RunFolder(Path(scratch)), quiet=True).plan()
 
@@ -162,13 +164,11 @@ class _Run:
         self.num_labels = len(self.task.labels) or (1 if self.task.kind == "regression" else 2)
         self.start, self.fresh_head = self._starting_model()
         self.given = self._given_models()
-        prune = config.prune
-        students = {
-            name: self._choose(stage.start_from if stage.enabled else None, self.start, self.start)
-            for name, stage in (("heads_rows", prune.heads_rows), ("blocks", prune.blocks))
-        }
-        check_model(config, self.task, self.start.config, students["blocks"].config, fresh_head=self.fresh_head)
         tokenizer = load_tokenizer(self.base)
+        models = {config.model: self.start, **self.given}
+        check_inputs(config, self.task, {name: model.config for name, model in models.items()}, len(tokenizer))
+        students = self._check_pairs()
+        check_model(config, self.task, self.start.config, students["blocks"], fresh_head=self.fresh_head)
         train, dev = (
             encode_split(examples[s], tokenizer, config, self.start.config.vocab_size) for s in ("train", "dev")
         )
@@ -180,8 +180,8 @@ class _Run:
         for name, stage in self._stages().items():
             self.context.batches(stage, name)
             layout.check_rows(stage.batch_size // stage.accumulate, f"{name}: a batch, or the part of it that")
-        steps = {name: learning_steps(self.context, getattr(prune, name)) for name in students}
-        check_schedules(prune, {name: student.config for name, student in students.items()}, steps)
+        steps = {name: learning_steps(self.context, getattr(config.prune, name)) for name in students}
+        check_schedules(config.prune, students, steps)
         self.identity = {
             "config": _digest(self.config),
             "training data": train.digest(),
@@ -215,6 +215,7 @@ class _Run:
             module = TaskModel(geometry, self.task.kind, self.num_labels)
             params = init_params(module, stage_seed(self.config.seed, "init"))
             return Model(geometry, jax.device_get(params)), True
+        _warn_of_tiles(self.base)
         return self._load(self.base)
 
     def _load(self, folder: Path) -> tuple[Model, bool]:
@@ -257,9 +258,27 @@ class _Run:
                         name,
                         source,
                     )
-                if use == "teacher" and source in given:
-                    check_teacher(self.config, name, self.start.config, given[source].config)
+                if use == "start_from" and source != "pretrained":
+                    _warn_of_tiles(self.folders[source])
         return given
+
+    def _check_pairs(self) -> dict[str, ModelConfig]:
+        """See that each pruning stage's student can learn from its teacher.
+
+        Returns:
+            The students by stage, whole as the models that they come from: what step 1 leaves is not known yet.
+        """
+        students: dict[str, ModelConfig] = {}
+        student = teacher = self.start
+        for name in ("heads_rows", "blocks"):
+            stage = getattr(self.config.prune, name)
+            if stage.enabled:
+                student = self._choose(stage.start_from, student, self.start)
+                judge = self._choose(stage.teacher, teacher, self.start)
+                check_teacher(self.config, name, student.config, judge.config)
+                teacher = student
+            students[name] = student.config
+        return students
 
     def plan(self) -> dict[str, Any]:
         """Stages, steps and densities."""
@@ -351,6 +370,11 @@ class _Run:
 
     def _save(self, path: Path, model: Model, masks: dict[str, Any] | None) -> None:
         first_alone(lambda: save_model(path, model, masks, config=self.config, task=self.task, base=self.base))
+
+
+def _warn_of_tiles(folder: Path) -> None:
+    if load_masks(folder) is not None:
+        _log.warning("%s has pruned tiles: training lets them grow back, and their density with them", folder)
 
 
 def _digest(config: RunConfig) -> str:

@@ -28,7 +28,7 @@ def score_split(
     """The task's metrics, the mean loss and the number of examples of a labelled split.
 
     Where there are some, also ``"skipped"``, damaged examples that were left out, and ``"truncated"``, those that were
-    too long and lost their end.
+    too long and were cut.
 
     Args:
         module: a task model, and ``params`` its parameters, whole on every process.

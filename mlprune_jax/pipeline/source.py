@@ -12,7 +12,7 @@ from mlprune_jax.data.glue import load_examples
 from mlprune_jax.data.named import named_task
 from mlprune_jax.data.squad import Questions, SquadTask, load_squad
 from mlprune_jax.data.tasks import Examples, GlueTask, Task
-from mlprune_jax.data.windows import encode_windows
+from mlprune_jax.data.windows import Windows, encode_windows
 from mlprune_jax.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -70,5 +70,8 @@ def encode_split(examples: Examples, tokenizer: Any, settings: TaskSettings, voc
         encoded, limit = encode(examples, tokenizer, max_length=settings.max_length), "max_length"
     if encoded.truncated:
         count = f"{encoded.truncated} of {len(examples)}"
-        _log.warning("%s: %s are longer than %s and lost their end", examples.source, count, limit)
+        _log.warning("%s: %s are longer than %s and were cut", examples.source, count, limit)
+    if isinstance(encoded, Windows) and encoded.out_of_reach:
+        count = f"{encoded.out_of_reach} of {len(examples)} questions"
+        _log.warning("%s: %s have an answer that no window holds whole", examples.source, count)
     return encoded

@@ -297,7 +297,7 @@ def _first_scores(
 def _published_target(cost: Cost, target: float) -> float:
     """The target in the units of R, which prices kernels of this stage's own model alone."""
     fixed = encoder_size(cost.config) - encoder_size(cost.config, biases=False)
-    return (target * dense_size(cost.config) - fixed) / encoder_size(cost.config, biases=False)
+    return min((target * dense_size(cost.config) - fixed) / encoder_size(cost.config, biases=False), 1.0)
 
 
 def _train(

@@ -43,14 +43,16 @@ def adaptive_strength(
     min_strength: float | Scalar = 50.0,
     weak_strength: float | Scalar = 10.0,
     weak_below: float | Scalar = 3e-4,
+    full: float | Scalar = 1.0,
 ) -> Scalar:
     """The strength lambda: ``max_strength`` where everything is kept, falling with the penalty itself.
 
-    ``max(max_strength * penalty / (1 - target)^2, min_strength)``, and ``weak_strength`` where the penalty is below
-    ``weak_below``; no gradient flows through it. 0 for a target of 1, which asks for nothing. Below a target near 1 the
-    first would have no bound: there it is ``max_strength``.
+    ``max(max_strength * penalty / (full - target)^2, min_strength)``, and ``weak_strength`` where the penalty is below
+    ``weak_below``; no gradient flows through it. ``full`` is the budget of everything, less than 1 where a count over
+    the dense encoder prices a model that lost a part. 0 for a target of ``full`` or more, which asks for nothing. Below
+    a target near it the first would have no bound: there it is ``max_strength``.
     """
-    room = jnp.square(1.0 - jnp.asarray(target, jnp.float32))
+    room = jnp.square(jnp.maximum(full - jnp.asarray(target, jnp.float32), 0.0))
     scaled = max_strength * jnp.minimum(penalty / jnp.where(room > 0, room, 1.0), 1.0)
     strength = jnp.where(penalty < weak_below, weak_strength, jnp.maximum(scaled, min_strength))
     return jax.lax.stop_gradient(jnp.where(room > 0, strength, 0.0))
@@ -64,6 +66,7 @@ def add_density_penalty(
     min_strength: float | Scalar = 50.0,
     weak_strength: float | Scalar = 10.0,
     weak_below: float | Scalar = 3e-4,
+    full: float | Scalar = 1.0,
     two_sided: bool = False,
     key: str | None = "thresholds",
 ) -> optax.GradientTransformation:
@@ -76,10 +79,11 @@ def add_density_penalty(
     Args:
         budget: differentiable cost of the thresholds, 1 = the whole model; parameters, FLOPs or latency.
         target: wanted value of the budget in (0, 1], or a schedule of it over the update count.
-        max_strength: strength where everything is kept; see `adaptive_strength` for this and the next three.
+        max_strength: strength where everything is kept; see `adaptive_strength` for this and the next four.
         min_strength: least strength while the penalty is at least ``weak_below``.
         weak_strength: strength below that.
         weak_below: penalty below which ``weak_strength`` holds.
+        full: the budget with everything kept.
         two_sided: also pull a budget below the target back up.
         key: where the thresholds lie in the optimised tree (a mapping); ``None``: the tree is the thresholds. Inside
             `optax.multi_transform` the tree keeps its form, so the key stays.
@@ -98,7 +102,11 @@ def add_density_penalty(
     if isinstance(target, int | float) and not 0 < target <= 1:  # not a traced one, as of `optax.inject_hyperparams`
         raise ConfigError(f"target density must lie in (0, 1], got {target}")
     strengths = dict(
-        max_strength=max_strength, min_strength=min_strength, weak_strength=weak_strength, weak_below=weak_below
+        max_strength=max_strength,
+        min_strength=min_strength,
+        weak_strength=weak_strength,
+        weak_below=weak_below,
+        full=full,
     )
 
     def init(params: Any) -> DensityPenaltyState:

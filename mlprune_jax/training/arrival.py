@@ -52,7 +52,7 @@ def arriving(settings: PruneStage, cost: Cost, target: float, steps: int) -> Pru
     rate = getattr(settings, name)
     if way <= rate * steps / 2 or settings.short_schedule == "allow":
         return settings
-    if what == "score" and rate == 0:
+    if what == "score" and rate == 0 and settings.final_cut:
         _log.warning("%s is 0: the final cut chooses alone, by the order that scores begin with", name)
         return settings
     needed = MARGINS[what] * way / (steps / 2)

@@ -85,6 +85,7 @@ def pruning_optimizer(
         min_strength=settings.min_strength,
         weak_strength=settings.weak_strength,
         weak_below=settings.weak_below,
+        full=start,
         two_sided=settings.two_sided,
         key=steered(settings),
     )

@@ -66,7 +66,8 @@ def make_train_step(
             hint="give the teacher, or set hidden_weight and attention_weight to 0 and its logits into the batches",
         )
     layers = zip(model.config.layer_shapes, teacher.config.layer_shapes, strict=False) if teacher is not None else ()
-    same_heads = [own.heads == other.heads for own, other in layers]
+    alike = teacher is not None and model.config.num_attention_heads == teacher.config.num_attention_heads
+    same_heads = [alike and own.heads == other.heads for own, other in layers]
     wants_hidden = teacher is not None and distillation is not None and distillation.hidden_weight > 0
     wants_attention = any(same_heads) and distillation is not None and distillation.attention_weight > 0
     if distillation is not None and not wants_attention:  # no layer to compare: neither model need keep its attention

@@ -1,5 +1,7 @@
 """Tokenising: the ids a tokenizer gives one by one, cut as asked, without padding."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,18 @@ def test_a_folder_without_a_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be read"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_would_lowercase_against_its_file_is_refused(tmp_path):
+    """Transformers lowercases wherever ``tokenizer_config.json`` does not say ``do_lower_case: false``."""
+    folder = write_demo(tmp_path, train_size=1, dev_size=1)
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    stored["normalizer"] = {**stored["normalizer"], "lowercase": False}
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("do_lower_case", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="does not say do_lower_case"):
+        load_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "do_lower_case": False}))
+    assert load_tokenizer(folder).backend_tokenizer.normalizer.lowercase is False

@@ -94,11 +94,27 @@ def test_blanks_around_an_answer_are_no_part_of_it(tokenizer):
 
 def test_find_tokens():
     chars = np.array([NOWHERE, NOWHERE, (0, 3), (4, 8), (8, 9), NOWHERE], np.int32)
-    assert find_tokens(chars, 0, 3) == (2, 2)
-    assert find_tokens(chars, 5, 9) == (3, 4)
-    assert find_tokens(chars, 4, 10) == (0, 0)
-    assert find_tokens(chars[:2], 0, 3) == (0, 0)
-    assert find_tokens(chars, 3, 4) == (0, 0)
+    assert find_tokens(chars, 0, 3).tolist() == [2]
+    assert find_tokens(chars, 5, 9).tolist() == [3, 4]
+    assert find_tokens(chars, 3, 4).tolist() == []
+    assert find_tokens(chars, *NOWHERE).tolist() == []
+
+
+@pytest.mark.parametrize("answer", ["film\u0301", "film\u200b", "\u00adfilm", "\u200bfilm \u200b"])
+def test_characters_that_tokens_leave_out_do_not_lose_an_answer(tokenizer, answer):
+    text = f"the {answer} is good"
+    windows = encode_windows(asked(("plot", text), spans=[(4, 4 + len(answer))]), tokenizer, **SIZES)
+    first, last = windows.labels[0]
+    assert windows.input_ids[first : last + 1].tolist() == tokenizer.convert_tokens_to_ids(["film"])
+    assert windows.out_of_reach == 0
+
+
+def test_answers_that_no_window_holds_are_counted(tokenizer):
+    text = "film \u200b is good"
+    rows = [("plot", LONG), ("plot", LONG), ("plot", LONG), ("plot", text)]
+    spans = [(0, len(LONG)), (4, 8), NOWHERE, (5, 6)]  # too long for a window; held; no answer; no token
+    windows = encode_windows(asked(*rows, spans=spans), tokenizer, **SIZES)
+    assert windows.out_of_reach == 2
 
 
 def test_long_questions_lose_their_end(tokenizer):

@@ -103,7 +103,7 @@ def test_a_span_model_needs_contexts_and_room_for_them(tmp_path):
     predictor = load(folder).compile(batch_sizes=[1])
     assert predictor.compiled.buckets == ((1, 32),)  # no task is stored: 128, 256 and 384 are above its positions
     assert predictor.compiled.logits(np.ones((1, 5), int), [5]).shape == (1, 5, 2)
-    with pytest.raises(DataError, match="pass pairs of both"):
+    with pytest.raises(DataError, match=r"takes pairs of texts \(question, context\), got single texts"):
         predictor(["a text"])
     with pytest.raises(ConfigError, match="max_length 32 leaves 0 tokens of a context beside a question of 64"):
         predictor([("the film", "its film was good .")])

@@ -14,7 +14,7 @@ from mlprune_jax.inference import calls, runtime
 from mlprune_jax.inference.assemble import assemble
 from mlprune_jax.inference.forward import Form, LayerPlan, forward
 from mlprune_jax.inference.plan import PRODUCTS, decide, layer_plans, prepare, realise
-from mlprune_jax.inference.runtime import Served, compile_model
+from mlprune_jax.inference.runtime import Served, check_sizes, compile_model
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry
 from pallas_kernels.device import hardware_name
 from tests.inference.conftest import CONFIG, batch, close, masked, plain_logits, random_params
@@ -291,6 +291,7 @@ def test_batches_that_do_not_fit(compiled, inputs, told):
     [
         (np.full((1, 8), 2**32 + 5), "input_ids must lie in 0 .. 39"),
         (np.full((1, 8), 1.9), "input_ids must be integers"),
+        ([[1, 2], [3]], "input_ids is no array"),
     ],
 )
 def test_numbers_are_not_cut_down_to_some_token(compiled, ids, told):
@@ -312,3 +313,10 @@ def test_numbers_are_not_cut_down_to_some_token(compiled, ids, told):
 def test_what_cannot_be_compiled_is_refused(tile_model, options, told):
     with pytest.raises(ConfigError, match=told):
         compile_model(served(tile_model), **{"batch_sizes": [1], "lengths": [8], **options})
+
+
+@pytest.mark.parametrize("sizes", [8, [1.5], "8", None, [[1, 8]]])
+def test_sizes_that_are_none(sizes):
+    with pytest.raises(ConfigError, match="lengths must be whole numbers of at least 1"):
+        check_sizes("lengths", sizes)
+    assert check_sizes("lengths", np.array([8, 16])) == [8, 16]

@@ -1,6 +1,8 @@
 """From a folder to predictions: Python, the predict command and the bench command, on a block-pruned model."""
 
 import json
+import os
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,11 +13,13 @@ from typer.testing import CliRunner
 from mlprune_jax.cli import app
 from mlprune_jax.data.demo import VOCABULARY, write_demo
 from mlprune_jax.data.encode import load_tokenizer
-from mlprune_jax.errors import DataError, IntegrityError, ModelError, NumericalError
+from mlprune_jax.errors import ConfigError, DataError, IntegrityError, ModelError, NumericalError
 from mlprune_jax.inference import calls
+from mlprune_jax.inference.predict import predict_file
 from mlprune_jax.inference.service import load, to_columns
 from mlprune_jax.inference.simplify import Masked
 from mlprune_jax.inference.stored import save_masks
+from mlprune_jax.manifest import MANIFEST
 from mlprune_jax.models.model_folder import MASKS
 from mlprune_jax.models.pretrained import save_pretrained
 from mlprune_jax.pruning.masks import apply_masks
@@ -92,7 +96,8 @@ def test_a_stream_is_read_no_further_than_a_chunk_ahead(predictor, wanted):
 
 
 def test_texts_and_pairs_do_not_mix(predictor):
-    assert len(predictor([("the film", "is good ."), ("its plot", "was dull .")])) == 2
+    with pytest.raises(DataError, match=r"takes single texts \(sentence\), got pairs"):
+        predictor([("the film", "is good ."), ("its plot", "was dull .")])
     with pytest.raises(DataError, match="mixed"):
         predictor(["one", ("two", "three")])
 
@@ -112,6 +117,20 @@ def test_texts_may_be_anything_that_gives_them_in_order():
     for texts in ((text for text in TEXTS), np.array(TEXTS), tuple(TEXTS)):
         assert to_columns(texts) == (TEXTS,)
     assert to_columns(iter(())) == ()
+
+
+def test_a_stream_takes_texts_alone(predictor):
+    with pytest.raises(DataError, match="come as a list"):
+        predictor.stream("good")  # else each letter would be a text
+    with pytest.raises(ConfigError, match="chunk must be at least 1"):
+        predictor.stream(TEXTS, chunk=0)
+
+
+def test_texts_that_were_cut_are_counted(folder):
+    predictor = load(folder).compile(batch_sizes=[1], lengths=[8])
+    predictor(["very " * 6, "very " * 7])
+    assert list(predictor.stream(["very " * 40]))
+    assert predictor.truncated == 2
 
 
 def test_what_came_before_a_failing_source_is_answered(predictor, wanted):
@@ -226,6 +245,43 @@ def test_predict_reads_tsv_and_writes_a_file(command, folder, tmp_path):
     assert done.exit_code == 0, done.output
     assert "2" in done.stdout
     assert [r["line"] for r in predictions_of(output.read_text())] == [2, 4]
+
+
+def test_predict_says_what_was_cut(folder, tmp_path, caplog):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"sentence": text}) + "\n" for text in TEXTS))
+    assert predict_file(folder, source, tmp_path / "out.jsonl", lengths=[8]) == len(TEXTS)
+    assert "in.jsonl: 3 of 5 are longer than 8 tokens and were cut" in caplog.text
+
+
+def test_predict_follows_a_link_and_writes_into_a_pipe(folder, tmp_path):
+    source, link, target, pipe = (tmp_path / name for name in ("in.jsonl", "link.jsonl", "target.jsonl", "pipe"))
+    source.write_text('{"sentence": "good"}\n')
+    target.touch()
+    link.symlink_to(target)
+    assert predict_file(str(folder), str(source), str(link), lengths=[8]) == 1
+    assert link.is_symlink()
+    assert predictions_of(target.read_text())[0]["line"] == 1
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        predict_file(folder, source, pipe, lengths=[8])
+        assert read.result() == target.read_text()
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(("first", "lines"), [("a1\t1\t\tthe film is good .", [1, 2]), ("id\tsentence", [2])])
+def test_predict_reads_a_glue_file_without_header(model, folder, tmp_path, first, lines):
+    path = tmp_path / "cola"
+    shutil.copytree(folder, path)
+    stored = json.loads((path / "config.json").read_text())
+    stored["mlprune"]["task"]["task"] = "cola"
+    (path / "config.json").write_text(json.dumps(stored))
+    (path / MANIFEST).unlink(missing_ok=True)
+    source, output = tmp_path / "dev.tsv", tmp_path / "out.jsonl"
+    source.write_text(f"{first}\n" + "\t".join(["a2", "bad"] if len(lines) == 1 else ["a2", "0", "*", "bad"]) + "\n")
+    predict_file(path, source, output, lengths=[8])
+    assert [r["line"] for r in predictions_of(output.read_text())] == lines
 
 
 def test_predict_never_overwrites_its_input(command, folder, tmp_path):

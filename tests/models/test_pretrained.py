@@ -62,7 +62,7 @@ def test_a_classifier_of_something_else_is_left_out(tiny, tmp_path, caplog, othe
     with caplog.at_level(logging.WARNING, "mlprune_jax"):
         assert tiny.load(folder, 3).fresh_head
     assert f"is a {other}: its classifier is left out" in caplog.text
-    with pytest.raises(ModelError, match="no classifier"):
+    with pytest.raises(ModelError, match="no trained head"):
         tiny.load(folder)
 
 
@@ -92,7 +92,7 @@ def test_a_missing_head_is_fresh_seeded_and_said_so(tiny, tmp_path, caplog, pool
     assert not loaded.params["head"]["bias"].any()
     tiny.assert_same(loaded.params, tiny.load(folder, 5, seed=3).params)
     assert np.abs(kernel - tiny.load(folder, 5, seed=4).params["head"]["kernel"]).max() > 0
-    with pytest.raises(ModelError, match="no classifier to take the number of labels from"):
+    with pytest.raises(ModelError, match="no trained head for classification"):
         tiny.load(folder)
 
 
@@ -137,13 +137,15 @@ def test_a_head_with_other_labels_is_refused(tiny, tmp_path):
         ({"0": "a", "1": "b"}, ModelError),
         ({"0": "a", "1": "b", "3": "c"}, ModelError),
         ({"0": "a", "1": "b", "2": 3}, ModelError),
+        ({"0": "a", "1": "b", "2": "a"}, ModelError),  # answers by name would lose one
+        (3, ModelError),
         (["a", "b", "c"], ModelError),
     ],
 )
 def test_labels_come_from_id2label(tiny, tmp_path, names, expected):
     folder = tiny.write_folder(tmp_path, tiny.torch_tensors(), id2label=names)
     if expected is ModelError:
-        with pytest.raises(ModelError, match="id2label must name the 3 labels"):
+        with pytest.raises(ModelError, match="id2label must give the 3 labels"):
             tiny.load(folder)
     else:
         assert tiny.load(folder).labels == expected

@@ -72,7 +72,7 @@ def test_the_untouched_input_is_accepted(refused, tmp_path):
         ),
         ("prune.blocks.shape=12x12", "block of 12x12 does not divide attention/query, which is 32x32"),
         ("prune.blocks.shape=8", "expected block_in x block_out"),
-        ("max_length=40", "max_length 40 is above the model's 32 positions"),
+        ("max_length=40", "max_length 40 is above the 32 positions of "),
         ("task=sst3", "no GLUE task 'sst3'"),
         ("prune.heads_rows.short_schedule=refuse", "scores start at up to 0.45 and must fall by"),
         ("prune.blocks.short_schedule=refuse", "scores start at up to 0.45 and must fall by"),
@@ -208,6 +208,34 @@ def test_a_teacher_whose_layers_cannot_be_compared(refused, tmp_path):
     refused(2, "has 1 layers of 32 features, the student 2 of 32", *prune("prune.heads_rows.teacher=shallow"))
     alone = prune("prune.heads_rows.teacher=shallow", "distillation.hidden_weight=0", "distillation.attention_weight=0")
     assert CliRunner().invoke(app, [*alone, "--dry-run"]).exit_code == 0
+
+
+@pytest.mark.parametrize("use", ["start_from", "teacher"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hidden_size": 16}, "of 16"),
+        ({"max_position_embeddings": 16}, "max_length 24 is above the 16 positions of "),
+        ({"vocab_size": 20}, "other only 20 embeddings"),
+    ],
+)
+def test_a_given_model_that_does_not_fit(refused, tmp_path, use, change, told):
+    """Found by review: the dense stage was trained first, and then a shape failed, or every loss was NaN."""
+    other = shutil.copytree(tmp_path / "model", tmp_path / "other")
+    geometry = GEOMETRY.model_copy(update=change)
+    params = init_params(TaskModel(geometry, "classification", 2), 0)
+    save_pretrained(other, geometry, params, kind="classification", labels=("0", "1"))
+    refused(2, told, *prune(f"prune.heads_rows.{use}=other"))
+
+
+def test_student_and_teacher_are_judged_together(refused, tmp_path):
+    other = shutil.copytree(tmp_path / "model", tmp_path / "narrow")
+    narrow = GEOMETRY.model_copy(update={"hidden_size": 16})
+    params = init_params(TaskModel(narrow, "classification", 2), 0)
+    save_pretrained(other, narrow, params, kind="classification", labels=("0", "1"))
+    both = prune("prune.heads_rows.start_from=narrow", "prune.heads_rows.teacher=narrow")
+    assert CliRunner().invoke(app, [*both, "--dry-run"]).exit_code == 0
+    refused(2, "the teacher of prune.blocks has 2 layers of 32", *both, "--set", "prune.blocks.teacher=dense")
 
 
 def test_pairs_need_two_token_types(refused, tmp_path):

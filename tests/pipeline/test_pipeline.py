@@ -374,6 +374,7 @@ def test_soft_scores_start_above_zero(tiny):
             r"score_init uniform spreads scores over.*score_scale above 0",
         ),
         ({"ramp": [0.8, 0.2]}, {}, r"ramp \[0\.8, 0\.2\] ends before it begins"),
+        ({"steer_by_count": False}, {}, "densities soft is steered by the count"),
         ({"teacher": "dense"}, {"distillation": None}, "names a teacher, and distillation is null"),
     ],
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mlprune_jax import pipeline
+from mlprune_jax.inference.stored import save_masks
 from mlprune_jax.models.pretrained import load_pretrained, save_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder
 from tests.pipeline.test_bad_input import write_headless
@@ -53,3 +54,17 @@ def test_fishers_order_of_an_untrained_head_is_said_to_say_little(tiny, tmp_path
         pipeline.plan(tiny.config(model=str(tmp_path / "headless"), prune=prune), tmp_path / "run")
         assert ("Fisher's order says little" in caplog.text) == told
         caplog.clear()
+
+
+def test_pruned_tiles_of_a_starting_model_are_not_lost_unsaid(tiny, tmp_path, caplog):
+    """Found by review: a model of density 0.30 was fine-tuned into one of 0.50, and nothing told."""
+    pruned = shutil.copytree(tiny.model, tmp_path / "pruned")
+    pipeline.plan(tiny.config(model=str(pruned)))
+    assert "grow back" not in caplog.text
+    save_masks(pruned, {"encoder": {"mask": np.zeros(2, bool)}})
+    pipeline.plan(tiny.config(model=str(pruned)))
+    assert "pruned has pruned tiles: training lets them grow back" in caplog.text
+    caplog.clear()
+    stage = {**tiny.settings["prune"]["heads_rows"], "start_from": str(pruned)}
+    pipeline.plan(tiny.config(prune={**tiny.settings["prune"], "heads_rows": stage}))
+    assert "pruned has pruned tiles" in caplog.text

@@ -70,6 +70,17 @@ def test_target_one_asks_for_nothing():
     assert state.strength == 0
 
 
+def test_strength_is_relative_to_what_there_is():
+    """Found by review: of a model that is half pruned already, everything kept had a seventh of the strength."""
+    assert adaptive_strength(jnp.float32(0.09), 0.2, full=0.5) == pytest.approx(20000)
+    assert adaptive_strength(jnp.float32(0.0225), 0.2, full=0.5) == pytest.approx(5000)
+    assert adaptive_strength(jnp.float32(0.0), 0.5, full=0.4) == 0  # below the target already
+    transform = add_density_penalty(lambda thresholds: 0.5 * budget(thresholds), 0.2, full=0.5)
+    everything = {"thresholds": {"t": jnp.full((2,), 40.0)}}
+    _, state = transform.update(jax.tree.map(jnp.zeros_like, everything), transform.init(everything), everything)
+    assert state.strength == pytest.approx(20000)
+
+
 def test_strength_levels():
     assert adaptive_strength(jnp.float32(0.25), 0.5) == 20000
     assert adaptive_strength(jnp.float32(4e-4), 0.5) == 50

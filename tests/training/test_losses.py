@@ -136,6 +136,9 @@ def test_scores_that_are_not_to_learn_stay_and_it_is_said_so(caplog):
     stage = HeadRowStage(score_init="fisher", score_learning_rate=0)
     assert arriving(stage, cost, 0.5, 500) == stage
     assert "the final cut chooses alone" in caplog.text
+    stage = stage.model_copy(update={"final_cut": False, "short_schedule": "refuse"})
+    with pytest.raises(ConfigError, match="move them by 0 at most"):  # else nothing would ever go
+        arriving(stage, cost, 0.5, 500)
 
 
 def test_soft_scores_have_to_fall_from_the_highest_and_only_where_something_goes():

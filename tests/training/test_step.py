@@ -61,6 +61,17 @@ def test_density_falls_without_recompilation(setting):
     assert {"loss", "task", "logit", "hidden", "attention", "grad_norm", "strength"} <= metrics.keys()
 
 
+def test_attention_is_not_compared_where_a_teacher_has_other_heads():
+    """Found by review: whole layers passed as alike, with four heads beside two."""
+    teacher = TaskModel(CONFIG.model_copy(update={"num_attention_heads": 4}), "classification", 2)
+    optimizer = plain_optimizer(TrainSettings(), 10)
+    step = make_train_step(MODEL, optimizer, teacher=teacher, distillation=Distillation())
+    params = init_params(MODEL, 0)
+    state = init_state({"params": params}, optimizer)
+    _, metrics = jax.eval_shape(step, state, Fixed({}, None, init_params(teacher, 0)), batch(), KEY)
+    assert "hidden" in metrics
+
+
 def test_same_seed_and_step_give_the_same_bits(setting):
     step, fresh, fixed = setting
     one, _ = step(fresh(), fixed, batch(), KEY)
