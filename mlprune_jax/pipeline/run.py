@@ -173,8 +173,9 @@ class _Run:
             encode_split(examples[s], tokenizer, config, self.start.config.vocab_size) for s in ("train", "dev")
         )
         layout = Layout(config.fsdp)
+        measured = self.speeds.__setitem__
         self.context = Context(
-            config, self.task, self.num_labels, train, dev, layout, self.log, self.speeds.__setitem__, self._go_on
+            config, self.task, self.num_labels, train, dev, layout, stopping, self.log, measured, self._go_on
         )
         layout.check_rows(config.eval_batch_size, "eval_batch_size")
         for name, stage in self._stages().items():

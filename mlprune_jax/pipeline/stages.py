@@ -73,6 +73,7 @@ class Context:
         task, num_labels: what is predicted.
         train, dev: encoded splits.
         layout: the devices that trainings run on.
+        stopping: whether the process was asked to stop.
         log: receives one line of metrics.
         measured: receives a training's name and how fast it went.
         go_on: a training's name, its first state, and what measures a state -> the state to go on from, and what saves
@@ -85,6 +86,7 @@ class Context:
     train: Encoded
     dev: Encoded
     layout: Layout
+    stopping: Callable[[], bool]
     log: Callable[[dict[str, Any]], None]
     measured: Callable[[str, dict[str, Any]], None]
     go_on: Callable[[str, TrainState, Evaluate], tuple[TrainState, Keeper]]
@@ -241,10 +243,7 @@ def _learn(
         budget, aim = (lambda logits: cost.budget(logits, temperature)), _published_target(cost, target)
         start = 1.0
     params, frozen = split_frozen(student.params, freeze_embeddings=settings.freeze_embeddings)
-    trained = {
-        "params": params,
-        "scores": _first_scores(context, stage, settings, cost, student),
-    }
+    trained = {"params": params, "scores": _first_scores(context, stage, settings, cost, student)}
     if not soft:
         trained["thresholds"] = init_thresholds(cost.groups, settings.threshold_start)
     optimizer = pruning_optimizer(settings, steps, budget, aim, start=start)
@@ -384,7 +383,8 @@ def _teacher_columns(
         return {}
     batches = eval_batches(context.train, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
     forward = make_forward(context.module(teacher.config), context.layout)
-    return {TEACHER_LOGITS: ask_teacher(forward, context.layout.place(teacher.params), context.train, batches)}
+    params = context.layout.place(teacher.params)
+    return {TEACHER_LOGITS: ask_teacher(forward, params, context.train, batches, context.stopping)}
 
 
 def learning_steps(context: Context, settings: PruneStage) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlprune_jax.data.batches import token_places
 from mlprune_jax.data.encode import Encoded
+from mlprune_jax.errors import Preempted
 
 TEACHER_LOGITS = "teacher_logits"
 """The name of the column of a training batch that holds them."""
@@ -16,7 +17,13 @@ TEACHER_LOGITS = "teacher_logits"
 Column = Callable[[np.ndarray, int], np.ndarray]
 
 
-def ask_teacher(forward: Any, params: Any, encoded: Encoded, batches: Iterable[dict[str, Any]]) -> Column:
+def ask_teacher(
+    forward: Any,
+    params: Any,
+    encoded: Encoded,
+    batches: Iterable[dict[str, Any]],
+    stopping: Callable[[], bool] = bool,
+) -> Column:
     """What a teacher answers to every example of a split.
 
     Args:
@@ -24,12 +31,20 @@ def ask_teacher(forward: Any, params: Any, encoded: Encoded, batches: Iterable[d
         params: the teacher's parameters.
         encoded: the split, with labels.
         batches: of it, from `mlprune_jax.data.batches.eval_batches`.
+        stopping: whether the process was asked to stop.
 
     Returns:
         ``(rows, length) -> logits``: of the examples ``rows``, float32 [rows, num_labels], or [rows, length, 2] for
         spans, 0 where an example has no token.
+
+    Raises:
+        Preempted: stopped between two batches; nothing of the answers is saved.
     """
-    found = [_answer(forward, params, batch) for batch in batches]
+    found = []
+    for batch in batches:
+        if stopping():
+            raise Preempted("stopped while a teacher answered, as asked", hint="go on with `mlprune resume`")
+        found.append(_answer(forward, params, batch))
     if found[0][1].ndim == 2:
         of_examples = np.empty((len(encoded), found[0][1].shape[1]), np.float32)
         for rows, logits in found:

@@ -251,6 +251,26 @@ def test_a_request_between_two_stages(tiny, tmp_path, monkeypatch):
         pipeline.run(config(tiny), tmp_path / "run", quiet=True)
 
 
+def test_a_request_while_a_teacher_is_asked_once(tiny, tmp_path, monkeypatch):
+    """Found by review: all of its batches ran before the signal was heeded."""
+    answered = []
+
+    def answer(*arguments):
+        if not answered:
+            os.kill(os.getpid(), signal.SIGTERM)
+        answered.append(arguments)
+        return np.arange(1), np.zeros((1, 2), np.float32)
+
+    monkeypatch.setattr("mlprune_jax.training.teaching._answer", answer)
+    stage = {**tiny.settings["prune"]["heads_rows"], "epochs": 2, "score_init": "constant"}
+    prune = {"density": 0.4, "heads_rows": stage, "blocks": {"enabled": False}}
+    logits_alone = {"hidden_weight": 0, "attention_weight": 0}
+    settings = tiny.config(dense={"enabled": False}, prune=prune, distillation=logits_alone)
+    with pytest.raises(Preempted, match="while a teacher answered"):
+        pipeline.run(settings, tmp_path / "run", quiet=True)
+    assert len(answered) == 1
+
+
 def test_a_run_killed_before_it_began_can_be_started_again(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.locked():

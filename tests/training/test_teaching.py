@@ -7,7 +7,7 @@ import pytest
 from mlprune_jax.config.settings import Distillation, TrainSettings
 from mlprune_jax.data.batches import Batches, eval_batches
 from mlprune_jax.data.encode import Encoded
-from mlprune_jax.errors import ConfigError
+from mlprune_jax.errors import ConfigError, Preempted
 from mlprune_jax.models.tasks import TaskModel, init_params, predict_logits
 from mlprune_jax.training.mesh import Layout
 from mlprune_jax.training.metrics import make_forward
@@ -54,6 +54,27 @@ def test_batches_hold_what_the_teacher_says_of_their_examples(told):
             logits = np.where(batch["attention_mask"][..., None] > 0, logits, 0)
         assert batch[TEACHER_LOGITS].dtype == np.float32
         np.testing.assert_allclose(batch[TEACHER_LOGITS], logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("told_at", range(4))
+def test_asked_to_stop_the_teacher_answers_no_other_batch(told_at):
+    encoded, answered = split("classification"), []
+
+    def forward(params, batch):
+        answered.append(batch)
+        return np.zeros((len(batch["labels"]), 3), np.float32), None
+
+    def ask():
+        batches = eval_batches(encoded, batch_size=3, buckets=BUCKETS)
+        return ask_teacher(forward, {}, encoded, batches, lambda: len(answered) == told_at)
+
+    if told_at < 3:
+        with pytest.raises(Preempted) as raised:
+            ask()
+        assert "mlprune resume" in raised.value.hint
+    else:
+        ask()
+    assert len(answered) == told_at
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
