@@ -13,13 +13,18 @@ AnyPath = str | os.PathLike[str]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one piece."""
+    """Replace a file in one piece; a kill may leave one that `is_temporary` beside it."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is named as those that `write_text` puts in place."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def write_json(path: Path, value: Any) -> None:

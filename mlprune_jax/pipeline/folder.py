@@ -24,7 +24,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from mlprune_jax.config.loading import dump_config
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError, IntegrityError
-from mlprune_jax.files import read_json, write_json, write_text
+from mlprune_jax.files import is_temporary, read_json, write_json, write_text
 from mlprune_jax.manifest import MANIFEST, check_manifest, write_manifest
 from mlprune_jax.training.processes import first_alone, is_first
 
@@ -48,6 +48,11 @@ def check_path(path: Path) -> None:
         )
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is in a folder but what a process leaves that is killed before it has written anything."""
+    return all(path.name == LOCK or is_temporary(path) for path in folder.iterdir())
+
+
 class RunFolder:
     """Paths of a run's folder and the writing of its small files.
 
@@ -62,7 +67,7 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
 
     def check_unused(self) -> None:
-        """See that a run can start here: nothing is in the folder but the lock of one that was killed before it began.
+        """See that a run can start here: it is empty, or one was killed in it before it began.
 
         Raises:
             ConfigError: the folder exists and is not empty.
@@ -73,7 +78,7 @@ class RunFolder:
     def _check_unused(self) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"{self.root} is a file", hint="choose a new folder with -o")
-        if self.root.exists() and any(path.name != LOCK for path in self.root.iterdir()):
+        if self.root.exists() and not is_empty(self.root):
             raise ConfigError(
                 f"{self.root} exists and is not empty",
                 hint=f"continue it with `mlprune resume {self.root}`, or choose another folder with -o",

@@ -17,7 +17,7 @@ from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
 from mlprune_jax.files import read_json, write_json, write_text
 from mlprune_jax.pipeline.backends import BACKENDS, Job, Place
-from mlprune_jax.pipeline.folder import LOCK, RunFolder, check_path
+from mlprune_jax.pipeline.folder import RunFolder, check_path, is_empty
 from mlprune_jax.pipeline.grid import Axes, SweepRun, expand
 from mlprune_jax.pipeline.run import FREE_TO_CHANGE
 from mlprune_jax.training.interrupt import StopRequest
@@ -80,7 +80,7 @@ def check_folder(folder: Path) -> None:
     check_path(folder)
     if not folder.exists() or (folder / "sweep.json").is_file():
         return
-    if not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()):
+    if not folder.is_dir() or not is_empty(folder):
         raise ConfigError(f"{folder} holds no sweep and is not empty", hint="choose another folder with -o")
 
 
@@ -122,12 +122,13 @@ class _Book:
         grid = {place: list(values) for place, values in axes.items()}
         if grid not in self.content["grids"]:
             self.content["grids"].append(grid)
+        for run in runs:
+            self.runs.setdefault(run.name, {"settings": run.settings, "after": run.after, "state": "waiting"})
+        write_json(self.file, self.content)  # first: it makes the folder a sweep's, and a kill may come at any moment
         for name in ("configs", "runs"):
             (self.folder / name).mkdir(exist_ok=True)
         for run in runs:
             write_text(self._config(run.name), dump_config(run.config))
-            self.runs.setdefault(run.name, {"settings": run.settings, "after": run.after, "state": "waiting"})
-        write_json(self.file, self.content)
 
     def to_do(self, runs: Sequence[SweepRun]) -> list[Job]:
         """Those that are not finished and can begin; the others' states are noted."""

@@ -274,7 +274,7 @@ def test_a_request_while_a_teacher_is_asked_once(tiny, tmp_path, monkeypatch):
 def test_a_run_killed_before_it_began_can_be_started_again(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.locked():
-        pass
+        (tmp_path / "run" / ".config.resolved.yaml.tmp").touch()  # as a kill within `write_text` leaves it
     folder.check_unused()
     (tmp_path / "run" / "notes.txt").touch()
     with pytest.raises(ConfigError, match="is not empty"):

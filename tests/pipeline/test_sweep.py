@@ -12,6 +12,7 @@ from mlprune_jax.cli import app
 from mlprune_jax.config.loading import dump_config, load_config
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
+from mlprune_jax.files import write_text
 from mlprune_jax.pipeline import backends
 from mlprune_jax.pipeline.sweep import sweep
 from mlprune_jax.training.interrupt import StopRequest
@@ -126,6 +127,33 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(base, pretended, t
     with pytest.raises(ConfigError, match="holds no sweep and is not empty"):
         sweep(base, [], AXES, tmp_path / "s")
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "dense_seed-0.yaml", "density-0.4_seed-0.yaml"])
+@pytest.mark.parametrize("part", ["before", "within", "after"])
+def test_killed_over_its_first_files_the_same_command_goes_on(base, pretended, tmp_path, monkeypatch, name, part):
+    """Found by review: what a kill had left was taken for something else's."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path, text):
+        if path.name == name and part == "within":
+            path.with_name(f".{path.name}.tmp").write_text(text[:9])
+        elif path.name != name or part == "after":
+            write_text(path, text)
+        if path.name == name:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mlprune_jax.pipeline.sweep.write_text", killed)
+        patched.setattr("mlprune_jax.files.write_text", killed)
+        with pytest.raises(Killed):
+            sweep(base, [], AXES, tmp_path / "s")
+    assert pretended.made == []
+    sweep(base, [], AXES, tmp_path / "s")
+    assert states(tmp_path / "s") == dict.fromkeys(NAMES, "finished")
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(
