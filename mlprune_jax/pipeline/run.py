@@ -188,6 +188,8 @@ class _Run:
             "training data": train.digest(),
             "model": {name: model_digest(path) for name, path in self.folders.items()},
         }
+        if config.evaluate_steps is not None:  # the dev split then says which state is kept
+            self.identity["dev data"] = dev.digest()
 
     def _go_on(self, training: str, state: TrainState, evaluate: Evaluate) -> tuple[TrainState, Keeper]:
         """The newest whole checkpoint of a training, or its first state, and what saves the states to come."""

@@ -162,6 +162,24 @@ def test_what_a_run_began_with_may_not_change_before_its_first_checkpoint(tiny, 
         pipeline.resume(tmp_path / "run", quiet=True)
 
 
+@pytest.mark.parametrize("chooses", [True, False])
+def test_the_dev_split_may_not_change_where_it_chooses_the_state(tiny, tmp_path, monkeypatch, chooses):
+    def killed(*arguments, **more):
+        raise Killed
+
+    monkeypatch.setattr("mlprune_jax.pipeline.stages.fit", killed)
+    data = shutil.copytree(tiny.data, tmp_path / "data")
+    more = {"evaluate_steps": 4} if chooses else {}
+    with pytest.raises(Killed):
+        pipeline.run(config(tiny, data=str(data), **more), tmp_path / "run", quiet=True)
+    identity = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
+    assert identity.keys() == {"config", "training data", "model"} | ({"dev data"} if chooses else set())
+    (data / "dev.tsv").write_text("".join((data / "dev.tsv").read_text().splitlines(keepends=True)[:-1]))
+    refused = (ConfigError, "was begun with another dev data than") if chooses else (Killed, None)
+    with pytest.raises(refused[0], match=refused[1]):
+        pipeline.resume(tmp_path / "run", quiet=True)
+
+
 def flip_weight(path):
     weights = load_file(path)
     name = "bert.pooler.dense.bias"
