@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mlprune_jax.cli.options import Debug, Json, Offline, Overrides, Quiet, as_overrides, load_settings
+from mlprune_jax.cli.options import Debug, Json, Offline, Overrides, Quiet, as_overrides
 from mlprune_jax.cli.perform import Switches, perform
 from mlprune_jax.errors import ConfigError
 
@@ -43,11 +43,11 @@ def sweep(
         from mlprune_jax.pipeline import grid
         from mlprune_jax.pipeline import sweep as sweeping
 
-        if config is None and model is None and not overrides:
+        if config is None and model is None and not (overrides or vary):
             raise ConfigError("nothing to prune", hint="give --config FILE, or --model, --task and --data")
         options = {"model": model, "task": task, "data": data, "offline": True if offline else None}
         given = as_overrides(options, overrides)
-        axes = grid.read_axes(load_settings(config, given), densities, seeds, vary or [])
+        axes = grid.read_axes(config, given, densities, seeds, vary or [])
         if dry_run:
             sweeping.check_folder(output)
             runs = grid.expand(config, given, axes, output / "runs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -22,13 +22,16 @@ COMPLETE_ONE = "`mlprune config show` prints a complete config, the demo's"
 MAX_SHOWN = 12  # wrong settings named in one message
 
 
-def load_config(cls: type[Settings], path: Path | None, overrides: Sequence[str] = ()) -> Settings:
+def load_config(
+    cls: type[Settings], path: Path | None, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
+) -> Settings:
     """Read settings from a YAML file, apply dotted overrides, validate.
 
     Args:
         cls: the pydantic class to build.
         path: a YAML file; None starts from nothing, so that the defaults and the overrides decide.
         overrides: ``"place.of.key=value"`` each, the value in YAML; later ones win.
+        defaults: settings that hold where the file and the overrides have none.
 
     Returns:
         The validated settings.
@@ -36,7 +39,7 @@ def load_config(cls: type[Settings], path: Path | None, overrides: Sequence[str]
     Raises:
         ConfigError: where the file cannot be read or any setting is wrong; the message names all of them.
     """
-    data = {} if path is None else _read_mapping(path)
+    data = dict(defaults or {}) | ({} if path is None else _read_mapping(path))
     for override in overrides:
         _apply_override(data, override)
     try:

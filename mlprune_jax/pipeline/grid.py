@@ -56,11 +56,13 @@ def read_values(text: str, option: str) -> list[Any]:
     return values
 
 
-def read_axes(base: RunConfig, densities: str | None, seeds: str | None, vary: Sequence[str]) -> dict[str, list[Any]]:
+def read_axes(
+    file: Path | None, overrides: Sequence[str], densities: str | None, seeds: str | None, vary: Sequence[str]
+) -> dict[str, list[Any]]:
     """The varied settings of a command line; density and seed are always among them, the config's own if not given.
 
     Raises:
-        ConfigError: a setting is given twice, or an option cannot be read.
+        ConfigError: a setting is given twice or wrong, or an option cannot be read.
     """
     axes: dict[str, list[Any]] = {}
     given = [(DENSITY, "--densities", densities), (SEED, "--seeds", seeds)]
@@ -75,7 +77,14 @@ def read_axes(base: RunConfig, densities: str | None, seeds: str | None, vary: S
         if place in axes:
             raise ConfigError(f"{place} is varied twice", hint="name all of its values in one option")
         axes[place] = read_values(text, option)
-    return {DENSITY: [base.prune.density], SEED: [base.seed]} | axes
+    common = common_settings(file, overrides, axes)
+    return {DENSITY: [common.prune.density], SEED: [common.seed]} | axes
+
+
+def common_settings(file: Path | None, overrides: Sequence[str], axes: Axes) -> RunConfig:
+    """The settings that all runs have in common; what a config needs and only an axis gives is the first of that."""
+    needed = (name for name, field in RunConfig.model_fields.items() if field.is_required())
+    return load_config(RunConfig, file, overrides, {name: axes[name][0] for name in needed if axes.get(name)})
 
 
 def expand(file: Path | None, overrides: Sequence[str], axes: Axes, runs_folder: Path) -> list[SweepRun]:
@@ -92,7 +101,8 @@ def expand(file: Path | None, overrides: Sequence[str], axes: Axes, runs_folder:
     runs: dict[str, SweepRun] = {}
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
-        config = load_config(RunConfig, file, [*overrides, *(f"{p}={json.dumps(v)}" for p, v in settings.items())])
+        varied = [f"{place}={json.dumps(value, ensure_ascii=False)}" for place, value in settings.items()]
+        config = load_config(RunConfig, file, [*overrides, *varied])
         name, after = _name(settings), None
         dense = dense_alone(config)
         if dense is not None:

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlprune_jax.config.loading import dump_config, load_config
+from mlprune_jax.config.loading import dump_config
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
 from mlprune_jax.files import read_json, write_json, write_text
 from mlprune_jax.pipeline.backends import BACKENDS, Job, Place
 from mlprune_jax.pipeline.folder import RunFolder, check_path, is_empty
-from mlprune_jax.pipeline.grid import Axes, SweepRun, expand
+from mlprune_jax.pipeline.grid import Axes, SweepRun, common_settings, expand
 from mlprune_jax.pipeline.run import FREE_TO_CHANGE
 from mlprune_jax.training.interrupt import StopRequest
 
@@ -53,11 +53,11 @@ def sweep(
         Preempted: a stop was asked for, or a job was stopped; the same call goes on.
         MLPruneError: runs failed; the others are finished.
     """
-    base = load_config(RunConfig, file, overrides)
+    base = common_settings(file, overrides, axes)
     runs = expand(file, overrides, axes, folder / "runs")
     check_folder(folder)
     with RunFolder(folder).locked(), StopRequest() as stopping:
-        book = _Book(folder, base)
+        book = _Book(folder, base, axes)
         book.add(axes, runs)
         place = Place(folder / "jobs", resources or {}, quiet, stopping)
         # The shared dense stages first: the others start from their models.
@@ -87,7 +87,7 @@ def check_folder(folder: Path) -> None:
 class _Book:
     """A sweep's folder: its runs, their states, and the files that say so."""
 
-    def __init__(self, folder: Path, base: RunConfig):
+    def __init__(self, folder: Path, base: RunConfig, axes: Axes):
         self.folder, self.file = folder, folder / "sweep.json"
         settings = base.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
         self.content: dict[str, Any] = {"base": settings, "grids": [], "runs": {}}
@@ -98,12 +98,13 @@ class _Book:
             # Nothing has begun where the data's path was mistyped, say: the settings may still be mended.
             if any((folder / "runs").glob("*")) or any(run.get("job") for run in stored["runs"].values()):
                 self.content = stored
-                self._check_same(settings)
+                self._check_same(settings, axes)
         self.runs: dict[str, dict[str, Any]] = self.content["runs"]
 
-    def _check_same(self, settings: dict[str, Any]) -> None:
+    def _check_same(self, settings: dict[str, Any], axes: Axes) -> None:
         now, then = _flat(settings), _flat(self.content["base"])
-        changed = sorted(place for place in now.keys() | then.keys() if now.get(place) != then.get(place))
+        own = {place for place in axes if all(place in grid for grid in self.content["grids"])}  # each run has its own
+        changed = sorted(place for place in (now.keys() | then.keys()) - own if now.get(place) != then.get(place))
         if changed:
             told = ", ".join(f"{place} was {then.get(place)!r} and is {now.get(place)!r}" for place in changed[:5])
             raise ConfigError(

@@ -1,11 +1,13 @@
 """Which runs a sweep has, what they are called, and that a shared dense stage changes nothing."""
 
+import json
+
 import pytest
 
 from mlprune_jax import pipeline
 from mlprune_jax.config.loading import dump_config
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.pipeline.grid import after_dense, dense_alone, expand, read_axes, read_values
+from mlprune_jax.pipeline.grid import after_dense, common_settings, dense_alone, expand, read_axes, read_values
 
 AXES = {"prune.density": [0.5, 0.4], "seed": [0, 1]}
 
@@ -79,6 +81,25 @@ def test_what_cannot_run_is_refused_at_once(base, tmp_path, axes, message):
         expand(base, [], axes, tmp_path)
 
 
+def test_any_text_can_be_varied(base, tmp_path):
+    runs = expand(base, ["dense.enabled=false"], {"data": ["/data/é", "/data/😀"]}, tmp_path)
+    assert [run.config.data for run in runs] == ["/data/é", "/data/😀"]
+
+
+def test_what_a_config_needs_may_be_varied_alone(tiny, tmp_path):
+    path = tmp_path / "no_model.yaml"
+    path.write_text(json.dumps({k: v for k, v in tiny.settings.items() if k not in ("model", "task")}))
+    axes = read_axes(path, [], None, None, ["model=/a,/b", "task=demo,rte"])
+    assert axes["seed"] == [0]
+    assert {(run.config.model, run.config.task) for run in expand(path, ["dense.enabled=false"], axes, tmp_path)} == {
+        (model, task) for model in ("/a", "/b") for task in ("demo", "rte")
+    }
+    common = common_settings(path, ["task=mrpc"], axes)
+    assert (common.model, common.task) == ("/a", "mrpc")
+    with pytest.raises(ConfigError, match="task: is required"):
+        read_axes(path, [], None, None, ["model=/a,/b"])
+
+
 def test_values_are_yaml():
     assert read_values("0.5,1e-3, 16x16,[0.0, 0.6],null", "--vary") == [0.5, 1e-3, "16x16", [0.0, 0.6], None]
     for text in ("", "[", "a: b: c"):
@@ -86,18 +107,17 @@ def test_values_are_yaml():
             read_values(text, "--seeds")
 
 
-def test_axes_of_a_command_line(tiny):
-    config = tiny.config(seed=7)
-    assert read_axes(config, None, None, []) == {"prune.density": [0.4], "seed": [7]}
-    assert read_axes(config, "0.5", "0,1", ["prune.blocks.shape=8x8"]) == {
+def test_axes_of_a_command_line(base):
+    assert read_axes(base, ["seed=7"], None, None, []) == {"prune.density": [0.4], "seed": [7]}
+    assert read_axes(base, [], "0.5", "0,1", ["prune.blocks.shape=8x8"]) == {
         "prune.density": [0.5],
         "seed": [0, 1],
         "prune.blocks.shape": ["8x8"],
     }
     with pytest.raises(ConfigError, match="seed is varied twice"):
-        read_axes(config, None, "0", ["seed=1"])
+        read_axes(base, [], None, "0", ["seed=1"])
     with pytest.raises(ConfigError, match="cannot read --vary"):
-        read_axes(config, None, None, ["seed"])
+        read_axes(base, [], None, None, ["seed"])
 
 
 @pytest.mark.slow

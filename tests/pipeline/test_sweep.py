@@ -101,6 +101,26 @@ def test_other_settings_are_refused_by_name(base, pretended, tmp_path):
     sweep(base, ["log_every=7"], AXES, tmp_path / "s")
 
 
+def test_a_sweep_over_what_the_config_lacks(base, pretended, tmp_path):
+    """Each of its runs has a value of its own: others may be added, and one without is compared with the first."""
+    lacking = tmp_path / "lacking.yaml"
+    lacking.write_text("".join(line for line in base.read_text().splitlines(True) if not line.startswith("model:")))
+    sweep(lacking, [], AXES | {"model": ["/a", "/b"]}, tmp_path / "s")
+    sweep(lacking, [], AXES | {"model": ["/c"]}, tmp_path / "s")
+    assert len(states(tmp_path / "s")) == 3 * len(NAMES)
+    with pytest.raises(ConfigError, match="model was '/a' and is "):
+        sweep(base, [], AXES, tmp_path / "s")
+    with pytest.raises(ConfigError, match="model: is required"):
+        sweep(lacking, [], AXES, tmp_path / "s")
+
+
+def test_a_setting_that_some_runs_took_from_the_config_may_not_change(base, pretended, tmp_path):
+    sweep(base, [], AXES, tmp_path / "s")
+    sweep(base, [], AXES | {"model": ["/a"]}, tmp_path / "s")
+    with pytest.raises(ConfigError, match=r"model was '.*' and is '/b'"):
+        sweep(base, ["model=/b"], AXES | {"model": ["/a"]}, tmp_path / "s")
+
+
 def test_before_any_run_has_begun_settings_may_be_mended(base, pretended, tmp_path, monkeypatch):
     def refused(config, workdir, *, command, quiet):
         raise ConfigError("no such data")
@@ -254,5 +274,7 @@ def test_the_command_line(base, pretended, tmp_path, monkeypatch):
     table = CliRunner().invoke(app, options).stdout
     assert table.split()[:2] == ["folder", "s"]
     assert "density-0.5_seed-0_blocks.shape-8x8  finished  accuracy" in table
+    varied = ["--vary", "model=/a", "--vary", "task=mrpc", "--vary", "data=/d"]
+    assert CliRunner().invoke(app, ["sweep", "-o", "t", *varied, "--dry-run"]).exit_code == 0
     for wrong in (["--resource", "x"], ["--resource", "gpus=1"], ["--densities", ""], ["--backend", "lsf"]):
         assert CliRunner().invoke(app, [*options[:3], "-o", "t", *wrong]).exit_code == 2
