@@ -294,10 +294,16 @@ class _Run:
             "encoder_parameters": dense_size(self.start.config),
             "block": format_block(prune.blocks.shape) if prune.blocks.enabled else None,
             "stages": {
-                name: {"steps": num_steps(self.context, stage, stage.epochs), "density": density[name]}
-                for name, stage in self._stages().items()
+                name: {"steps": self._steps(stage), "density": density[name]} for name, stage in self._stages().items()
             },
         }
+
+    def _steps(self, stage: TrainSettings) -> int:
+        """Steps of a stage, those of its recovery among them."""
+        if not isinstance(stage, PruneStage):
+            return num_steps(self.context, stage, stage.epochs)
+        recovery = num_steps(self.context, stage, stage.recover * stage.epochs) if stage.recover else 0
+        return learning_steps(self.context, stage) + recovery
 
     def finish(self) -> dict[str, Any]:
         """Run the stages that are not finished, then write the last one's model as the final one."""

@@ -364,6 +364,7 @@ def _train(
         state,
         fixed,
         batches.iterate(done, steps - done),
+        steps=steps,
         seed=stage_seed(run.seed, f"{stage}.dropout"),
         log=log,
         log_every=run.log_every,

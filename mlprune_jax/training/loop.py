@@ -30,6 +30,7 @@ def fit(
     fixed: Fixed,
     batches: Iterable[dict[str, Any]],
     *,
+    steps: int,
     seed: int,
     log: Log,
     log_every: int,
@@ -47,6 +48,7 @@ def fit(
         state: before the first batch, new or restored; its buffers are donated.
         fixed: what the step only reads.
         batches: in the order of steps; this process's rows of each.
+        steps: number of the last step.
         seed: of dropout.
         log: receives (step, metrics) every ``log_every`` steps and after the last.
         log_every: steps between logs.
@@ -60,18 +62,16 @@ def fit(
     """
     key = layout.key(seed)
     first = int(state.step)
-    number, metrics, local = first, {}, {}
+    number = first
     with closing(keeper):
         for number, local in enumerate(batches, start=first + 1):
             called = time.perf_counter()
             batch = layout.batch(local)
             state, metrics = step(state, fixed, batch, key)
             meter.count(batch["input_ids"].shape, time.perf_counter() - called)
-            if number % log_every == 0:
+            if number % log_every == 0 or number == steps:  # before a stop: no step is taken again for its line
                 _report(number, metrics, meter, log, keeper, local)
             keeper.after(number, state)
-        if number % log_every and number > first:
-            _report(number, metrics, meter, log, keeper, local)
         keeper.finish(number, state)
     return state
 

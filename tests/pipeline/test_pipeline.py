@@ -425,6 +425,14 @@ def test_plan_writes_nothing(tiny, tmp_path, monkeypatch, no_training):
     }
 
 
+def test_plan_counts_the_steps_of_both_trainings_of_a_stage(tiny, tmp_path):
+    """Each takes one at least."""
+    stage = {**tiny.settings["dense"], "epochs": 0.01, "recover": 0.5}
+    prune = {"density": 0.4, "heads_rows": stage, "blocks": {**stage, "shape": "8x8", "recover": 0.0}}
+    stages = pipeline.plan(tiny.config(prune=prune), tmp_path / "run")["stages"]
+    assert {name: each["steps"] for name, each in stages.items()} == {"dense": 8, "heads_rows": 2, "blocks": 1}
+
+
 def test_plan_of_the_demo_names_no_scratch_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = CliRunner().invoke(app, ["demo", "--dry-run", "--json"])

@@ -1,5 +1,6 @@
 """When a state is saved, and that a signal is a request to stop."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -37,6 +38,9 @@ class Recorder(Checkpoints):
 
     def wait(self):
         self.calls.append("wait")
+
+    def close(self):
+        pass
 
 
 def kept(**options):
@@ -76,6 +80,29 @@ def test_asked_to_stop_it_saves_first():
     assert recorder.calls == [4, "wait"]
 
 
+@jax.jit
+def count_step(state, fixed, batch, key):
+    return state._replace(step=state.step + 1), {"skipped": state.skipped}
+
+
+def train(keeper, log, *, steps, log_every):
+    """`fit` over a step that only counts."""
+    state = TrainState(*[jnp.int32(0)] * 3, {}, ())
+    batches = [{"input_ids": np.zeros((1, 1), np.int32)}] * steps
+    more = {"seed": 0, "log": log, "log_every": log_every, "keeper": keeper, "layout": Layout(), "meter": Meter()}
+    return fit(count_step, state, Fixed({}), batches, steps=steps, **more)
+
+
+@pytest.mark.parametrize("at", [2, 3, 4, 5])
+def test_what_is_due_is_logged_before_a_stop(at):
+    """After the last step too, as the training that goes on takes none. Found by review."""
+    logged, asked = [], itertools.count(1)
+    _, keeper = kept(stopping=lambda: next(asked) == at)
+    with pytest.raises(Preempted):
+        train(keeper, lambda number, values: logged.append(number), steps=5, log_every=3)
+    assert logged == [number for number in (3, 5) if number <= at]
+
+
 def test_a_training_that_fails_leaves_no_save_under_way(tmp_path, monkeypatch):
     """Or the next one in this process would find files that are still being written."""
     started = threading.Event()
@@ -89,27 +116,10 @@ def test_a_training_that_fails_leaves_no_save_under_way(tmp_path, monkeypatch):
         assert started.wait(20)
         raise ZeroDivisionError
 
-    @jax.jit
-    def step(state, fixed, batch, key):
-        return state._replace(step=state.step + 1), {"skipped": state.skipped}
-
     monkeypatch.setattr("mlprune_jax.training.checkpoint.write_manifest", slowly)
     keeper = Keeper(Checkpoints(tmp_path, identity={}, keep=2), steps=1, minutes=1e9)
-    state = TrainState(*[jnp.int32(0)] * 3, {}, ())
-    batches = [{"input_ids": np.zeros((1, 1), np.int32)}] * 2
     with pytest.raises(ZeroDivisionError):
-        fit(
-            step,
-            state,
-            Fixed({}),
-            batches,
-            seed=0,
-            log=log,
-            log_every=2,
-            keeper=keeper,
-            layout=Layout(),
-            meter=Meter(),
-        )
+        train(keeper, log, steps=2, log_every=2)
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
 
 

@@ -59,6 +59,7 @@ def train(folder, broken):
             state,
             Fixed({}),
             batches(broken),
+            steps=STEPS,
             seed=0,
             log=lambda number, values: logged.append((number, values)),
             log_every=1,
