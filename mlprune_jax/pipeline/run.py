@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import PruneStage, RunConfig, TrainSettings
 from mlprune_jax.data.demo import write_demo
@@ -23,12 +22,11 @@ from mlprune_jax.errors import ConfigError, DataError, Preempted
 from mlprune_jax.files import AnyPath, home_path, read_json
 from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.manifest import write_manifest
-from mlprune_jax.models.class_order import in_task_order
 from mlprune_jax.models.model_folder import model_digest
-from mlprune_jax.models.pretrained import load_pretrained, resolve_model
-from mlprune_jax.models.tasks import TaskModel, init_params
-from mlprune_jax.pipeline.feasible import check_inputs, check_model, check_schedules, check_teacher
+from mlprune_jax.models.pretrained import resolve_model
+from mlprune_jax.pipeline.feasible import check_schedules
 from mlprune_jax.pipeline.folder import RunFolder
+from mlprune_jax.pipeline.given import check_given, load_given, load_model
 from mlprune_jax.pipeline.grid import with_whole_paths
 from mlprune_jax.pipeline.saving import save_model
 from mlprune_jax.pipeline.source import encode_split, load_splits
@@ -42,7 +40,6 @@ from mlprune_jax.pipeline.stages import (
     learning_steps,
     num_steps,
     score,
-    stage_seed,
     train_plain,
 )
 from mlprune_jax.pipeline.summary import describe_model, summarize
@@ -159,19 +156,14 @@ class _Run:
             self.base, data = source, str(source)
         else:
             self.base, data = resolve_model(config.model, offline=config.offline), config.data
-        self.folders = {"model": self.base} if config.geometry is None else {}
         self.task, examples = load_splits(config, data, ("train", "dev"), offline=config.offline)
         self.num_labels = len(self.task.labels) or (1 if self.task.kind == "regression" else 2)
-        self.start, self.fresh_head = self._starting_model()
-        self.given = self._given_models()
+        self.given = load_given(config, self.base, self.task, self.num_labels)
+        self.start = self.given.start.model
         tokenizer = load_tokenizer(self.base)
-        models = {config.model: self.start, **self.given}
-        check_inputs(config, self.task, {name: model.config for name, model in models.items()}, len(tokenizer))
-        students = self._check_pairs()
-        check_model(config, self.task, self.start.config, students["blocks"], fresh_head=self.fresh_head)
-        train, dev = (
-            encode_split(examples[s], tokenizer, config, self.start.config.vocab_size) for s in ("train", "dev")
-        )
+        students = check_given(config, self.task, self.given, len(tokenizer))
+        vocabulary = self.start.config.vocab_size
+        train, dev = (encode_split(examples[s], tokenizer, config, vocabulary) for s in ("train", "dev"))
         layout = Layout(config.fsdp)
         measured = self.speeds.__setitem__
         self.context = Context(
@@ -186,7 +178,7 @@ class _Run:
         self.identity = {
             "config": _digest(self.config),
             "training data": train.digest(),
-            "model": {name: model_digest(path) for name, path in self.folders.items()},
+            "model": {name: model_digest(path) for name, path in self.given.folders.items()},
         }
         if config.evaluate_steps is not None:  # the dev split then says which state is kept
             self.identity["dev data"] = dev.digest()
@@ -212,19 +204,8 @@ class _Run:
         )
         return state, keeper
 
-    def _starting_model(self) -> tuple[Model, bool]:
-        if self.config.geometry is not None:
-            geometry = self.config.geometry.model_copy(update={"vocab_size": len(load_tokenizer(self.base))})
-            module = TaskModel(geometry, self.task.kind, self.num_labels)
-            params = init_params(module, stage_seed(self.config.seed, "init"))
-            return Model(geometry, jax.device_get(params)), True
-        _warn_of_tiles(self.base)
-        return self._load(self.base)
-
-    def _load(self, folder: Path) -> tuple[Model, bool]:
-        loaded = load_pretrained(folder, num_labels=self.num_labels, kind=self.task.kind, seed=self.config.seed)
-        loaded = in_task_order(loaded, self.task.label_spellings, folder)
-        return Model(loaded.config, loaded.params), loaded.fresh_head
+    def _load(self, folder: Path) -> Model:
+        return load_model(folder, self.task, self.num_labels, self.config.seed).model
 
     def _stages(self) -> dict[str, TrainSettings]:
         """The enabled stages by name, in their order."""
@@ -234,54 +215,6 @@ class _Run:
             "blocks": self.config.prune.blocks,
         }
         return {name: stage for name, stage in stages.items() if stage.enabled}
-
-    def _given_models(self) -> dict[str, Model]:
-        """The models of folders that pruning stages name, loaded before anything is trained."""
-        given = {}
-        for name, stage in self._stages().items():
-            if not isinstance(stage, PruneStage):
-                continue
-            for use, source in (("start_from", stage.start_from), ("teacher", stage.teacher)):
-                if source is None or source == "dense":
-                    continue
-                if source == "pretrained":
-                    fresh = self.fresh_head
-                else:
-                    self.folders[source] = resolve_model(source, offline=self.config.offline)
-                    given[source], fresh = self._load(self.folders[source])
-                if use == "teacher" and fresh:
-                    raise ConfigError(
-                        f"prune.{name}.teacher {source!r} has no head for task {self.task.name}: it cannot teach",
-                        hint="name a model that was fine-tuned for the task, or none: the stage before teaches",
-                    )
-                if use == "start_from" and fresh and stage.score_init == "fisher":
-                    _log.warning(
-                        "prune.%s starts from %s, whose head is untrained: Fisher's order says little of it; "
-                        "score_init: constant starts from none",
-                        name,
-                        source,
-                    )
-                if use == "start_from" and source != "pretrained":
-                    _warn_of_tiles(self.folders[source])
-        return given
-
-    def _check_pairs(self) -> dict[str, ModelConfig]:
-        """See that each pruning stage's student can learn from its teacher.
-
-        Returns:
-            The students by stage, whole as the models that they come from: what step 1 leaves is not known yet.
-        """
-        students: dict[str, ModelConfig] = {}
-        student = teacher = self.start
-        for name in ("heads_rows", "blocks"):
-            stage = getattr(self.config.prune, name)
-            if stage.enabled:
-                student = self._choose(stage.start_from, student, self.start)
-                judge = self._choose(stage.teacher, teacher, self.start)
-                check_teacher(self.config, name, student.config, judge.config)
-                teacher = student
-            students[name] = student.config
-        return students
 
     def plan(self) -> dict[str, Any]:
         """Stages, steps and densities."""
@@ -314,14 +247,14 @@ class _Run:
             dense = self._stage("dense", reports, self._dense)
         model, teacher = dense, dense
         if prune.heads_rows.enabled:
-            student = self._choose(prune.heads_rows.start_from, dense, dense)
-            teacher = self._choose(prune.heads_rows.teacher, dense, dense)
+            student = self.given.choose(prune.heads_rows.start_from, dense, dense)
+            teacher = self.given.choose(prune.heads_rows.teacher, dense, dense)
             model = self._stage("heads_rows", reports, lambda path: self._heads_rows(path, student, teacher))
-            teacher, _ = self._load(self.folder.stage("heads_rows") / "teacher")
+            teacher = self._load(self.folder.stage("heads_rows") / "teacher")
         masks = None
         if prune.blocks.enabled:
-            student = self._choose(prune.blocks.start_from, model, dense)
-            judge = self._choose(prune.blocks.teacher, teacher, dense)
+            student = self.given.choose(prune.blocks.start_from, model, dense)
+            judge = self.given.choose(prune.blocks.teacher, teacher, dense)
             model = self._stage("blocks", reports, lambda path: self._blocks(path, student, judge))
             masks = load_masks(self.folder.stage("blocks"))
         self._save(self.folder.final, model, masks)
@@ -330,12 +263,6 @@ class _Run:
         summary["seconds"] = round(sum(report["seconds"] for report in reports.values()), 1)
         self.folder.close(summary)
         return summary
-
-    def _choose(self, name: str | None, default: Model, dense: Model) -> Model:
-        """A model by name: unset the default, "dense" the dense stage's, "pretrained" the starting one, or a folder."""
-        if name is None:
-            return default
-        return {"dense": dense, "pretrained": self.start, **self.given}[name]
 
     def _stage(self, name: str, reports: dict[str, Any], work: Callable[[Path], Model]) -> Model:
         """Run a stage, or take it as finished; its report is written last."""
@@ -356,7 +283,7 @@ class _Run:
         else:
             _log.info("%s: finished before", name)
         reports[name] = report
-        return self._load(path)[0]
+        return self._load(path)
 
     def _dense(self, path: Path) -> Model:
         settings = self.config.dense
@@ -379,11 +306,6 @@ class _Run:
 
     def _save(self, path: Path, model: Model, masks: dict[str, Any] | None) -> None:
         first_alone(lambda: save_model(path, model, masks, config=self.config, task=self.task, base=self.base))
-
-
-def _warn_of_tiles(folder: Path) -> None:
-    if load_masks(folder) is not None:
-        _log.warning("%s has pruned tiles: training lets them grow back, and their density with them", folder)
 
 
 def _digest(config: RunConfig) -> str:
