@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from mlprune_jax import pipeline
 from mlprune_jax.cli import app
 from mlprune_jax.config.loading import load_config
-from mlprune_jax.config.settings import PruneStage, RunConfig
+from mlprune_jax.config.settings import BlockStage, RunConfig
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.inference.runtime import compile_model
 from mlprune_jax.inference.service import load as load_to_serve
@@ -399,7 +399,7 @@ def test_density_of_the_only_stage_is_the_density(tiny):
     ("settings", "told"),
     [
         ({"two_sided": False}, "prune.blocks is soft without two_sided"),
-        ({**PruneStage().model_dump(), "densities": "learned"}, "prune.blocks has densities learned with the scores"),
+        ({**BlockStage().model_dump(), "densities": "learned"}, "prune.blocks has densities learned with the scores"),
         ({"densities": "learned"}, None),
         ({}, None),
     ],
