@@ -112,15 +112,15 @@ def _check_case(tokenizer: Tokenizer, folder: Path) -> None:
         )
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Refuse a tokenizer with more tokens than a model has embeddings.
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: object = "the model") -> None:
+    """Refuse a tokenizer with more tokens than a model, called ``name`` in the message, has embeddings.
 
     Raises:
         ModelError: it has.
     """
     if len(tokenizer) > vocab_size:
         raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only {vocab_size} embeddings",
+            f"the tokenizer has {len(tokenizer)} tokens, {name} only {vocab_size} embeddings",
             hint="take the tokenizer that the model was trained with",
         )
 

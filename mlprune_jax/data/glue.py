@@ -11,6 +11,7 @@ from mlprune_jax.data import hub
 from mlprune_jax.data.tables import OnDamaged, list_folder, name_files, read_table
 from mlprune_jax.data.tasks import TEST, Examples, GlueTask, normalized, to_examples
 from mlprune_jax.errors import DataError
+from mlprune_jax.files import home_path
 
 HUB_DATASET = "nyu-mll/glue"
 
@@ -42,9 +43,9 @@ def load_examples(
         DataError: nothing is found there, or the data is damaged or of another task.
     """
     task.split_names(split)
-    folder = os.path.expanduser(source)  # unlike their twins in Path, these two never raise
-    if os.path.exists(folder):
-        return _from_folder(task, Path(folder), split, on_damaged)
+    folder = home_path(source)
+    if os.path.exists(folder):  # unlike its twin in Path, it never raises
+        return _from_folder(task, folder, split, on_damaged)
     if source == "hub":
         return _from_hub(task, HUB_DATASET, split, offline)
     if isinstance(source, str) and re.fullmatch(hub.DATASET_ID, source):

@@ -136,7 +136,8 @@ def _own_header(
 ) -> tuple[Iterable[str], tuple[str, ...] | None]:
     """The lines, and the column names of a GLUE task whose train and dev files have no header line, where this is one.
 
-    GLUE's test files, and files of a user's own, do have one: it names a wanted column, and no such file is as wide.
+    GLUE's test files, and files of a user's own, do have one. Told apart by the first line: without header it is as
+    wide as the task's rows, and no cell of it names a wanted column.
     """
     task = None if model.task is None or model.task.task == "custom" else named_task(model.task.task)
     if not isinstance(task, GlueTask) or task.header is None or not set(names) <= set(task.header):

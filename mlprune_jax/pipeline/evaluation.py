@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mlprune_jax.data.encode import load_tokenizer
+from mlprune_jax.data.encode import check_vocabulary, load_tokenizer
 from mlprune_jax.errors import ModelError
 from mlprune_jax.files import AnyPath, home_path, read_json
 from mlprune_jax.inference.stored import known_task, load_masks, model_folder, stored_kind
@@ -50,7 +50,8 @@ def evaluate_folder(
     task, examples = load_splits(settings, source, (split,), offline=offline)
     loaded = load_pretrained(folder, num_labels=len(task.labels) or None, kind=task.kind)
     tokenizer = load_tokenizer(folder)
-    encoded = encode_split(examples[split], tokenizer, settings, loaded.config.vocab_size)
+    check_vocabulary(tokenizer, loaded.config.vocab_size, folder)
+    encoded = encode_split(examples[split], tokenizer, settings)
     module = TaskModel(loaded.config, task.kind, loaded.num_labels)
     layout = Layout(devices=jax.local_devices()[:1])
     metrics = score_split(module, loaded.params, encoded, task, settings, batch_size=batch_size, layout=layout)

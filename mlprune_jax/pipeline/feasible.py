@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
 from mlprune_jax.config.settings import OF_THRESHOLDS, Prune, PruneStage, RunConfig
+from mlprune_jax.data.encode import Tokenizer, check_vocabulary
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.pruning.density import BlockCost, Cost, HeadRowCost, check_reachable
@@ -16,17 +17,18 @@ from mlprune_jax.training.arrival import arriving
 _log = logging.getLogger(__name__)
 
 
-def check_inputs(config: RunConfig, task: Task, models: Mapping[str, ModelConfig], vocabulary: int) -> None:
+def check_inputs(config: RunConfig, task: Task, models: Mapping[str, ModelConfig], tokenizer: Tokenizer) -> None:
     """Refuse models that could not read the data.
 
     Args:
         config: the run's settings.
         task: what is predicted.
         models: by the names that the settings have for them.
-        vocabulary: tokens that the tokenizer knows.
+        tokenizer: that of all of them.
 
     Raises:
-        ConfigError: one has too few positions, token types or embeddings.
+        ConfigError: one has too few positions or token types.
+        ModelError: one has fewer embeddings than the tokenizer has tokens.
     """
     for name, model in models.items():
         if config.max_length > model.max_position_embeddings:
@@ -39,11 +41,7 @@ def check_inputs(config: RunConfig, task: Task, models: Mapping[str, ModelConfig
                 f"task {task.name} has pairs of texts, and {name} one token type for both (type_vocab_size)",
                 hint="take a model with two, or make one text of the pair",
             )
-        if vocabulary > model.vocab_size:
-            raise ConfigError(
-                f"the tokenizer of {config.model} has {vocabulary} tokens, {name} only {model.vocab_size} embeddings",
-                hint="all models of a run read the same tokens: take those that belong together",
-            )
+        check_vocabulary(tokenizer, model.vocab_size, name)
 
 
 def check_model(config: RunConfig, task: Task, start: ModelConfig, blocks: ModelConfig, *, fresh_head: bool) -> None:

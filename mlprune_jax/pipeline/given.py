@@ -12,7 +12,7 @@ import jax
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.settings import PruneStage, RunConfig
-from mlprune_jax.data.encode import load_tokenizer
+from mlprune_jax.data.encode import Tokenizer, load_tokenizer
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.inference.stored import load_masks
@@ -101,24 +101,24 @@ def load_given(config: RunConfig, base: Path, task: Task, num_labels: int) -> Gi
     return Given(start, named, folders)
 
 
-def check_given(config: RunConfig, task: Task, given: Given, vocabulary: int) -> dict[str, ModelConfig]:
+def check_given(config: RunConfig, task: Task, given: Given, tokenizer: Tokenizer) -> dict[str, ModelConfig]:
     """See that the models fit the data, the stages and each other.
 
     Args:
         config: the run's settings.
         task: what is predicted.
         given: the models.
-        vocabulary: tokens that the tokenizer knows.
+        tokenizer: that of all of them.
 
     Returns:
         The students by stage, whole as the models that they come from: what step 1 leaves is not known yet.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError, ModelError: they do not.
     """
     start = given.start.model
     models = {config.model: start, **given.named}
-    check_inputs(config, task, {name: model.config for name, model in models.items()}, vocabulary)
+    check_inputs(config, task, {name: model.config for name, model in models.items()}, tokenizer)
     students: dict[str, ModelConfig] = {}
     student = teacher = start
     for name in STAGES:

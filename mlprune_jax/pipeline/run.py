@@ -161,9 +161,8 @@ class _Run:
         self.given = load_given(config, self.base, self.task, self.num_labels)
         self.start = self.given.start.model
         tokenizer = load_tokenizer(self.base)
-        students = check_given(config, self.task, self.given, len(tokenizer))
-        vocabulary = self.start.config.vocab_size
-        train, dev = (encode_split(examples[s], tokenizer, config, vocabulary) for s in ("train", "dev"))
+        students = check_given(config, self.task, self.given, tokenizer)
+        train, dev = (encode_split(examples[s], tokenizer, config) for s in ("train", "dev"))
         layout = Layout(config.fsdp)
         measured = self.speeds.__setitem__
         self.context = Context(

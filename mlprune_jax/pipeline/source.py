@@ -7,7 +7,7 @@ from typing import Any
 
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.data.custom import load_custom
-from mlprune_jax.data.encode import Encoded, check_vocabulary, encode
+from mlprune_jax.data.encode import Encoded, encode
 from mlprune_jax.data.glue import load_examples
 from mlprune_jax.data.named import named_task
 from mlprune_jax.data.squad import Questions, SquadTask, load_squad
@@ -57,13 +57,8 @@ def _load_split(
     return load_examples(task, source, split, on_damaged=settings.on_damaged, offline=offline)
 
 
-def encode_split(examples: Examples, tokenizer: Any, settings: TaskSettings, vocab_size: int) -> Encoded:
-    """Token ids of a split; of questions, `Windows`. The log says how many were too long.
-
-    Raises:
-        ModelError: the tokenizer knows more tokens than the model has embeddings.
-    """
-    check_vocabulary(tokenizer, vocab_size)
+def encode_split(examples: Examples, tokenizer: Any, settings: TaskSettings) -> Encoded:
+    """Token ids of a split; of questions, `Windows`. The log says how many were too long."""
     if isinstance(examples, Questions):
         encoded, limit = encode_windows(examples, tokenizer, **settings.windowing), "max_query_length"
     else:

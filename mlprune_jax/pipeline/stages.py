@@ -240,7 +240,7 @@ def _learn(
         budget, aim = counted_budget(cost, temperature=temperature, soft=soft), target
         start = density(cost, {group.name: group.size for group in cost.groups})
     else:
-        budget, aim = (lambda logits: cost.budget(logits, temperature)), _published_target(cost, target)
+        budget, aim = (lambda logits: cost.budget(logits, temperature)), published_target(cost, target)
         start = 1.0
     params, frozen = split_frozen(student.params, freeze_embeddings=settings.freeze_embeddings)
     trained = {"params": params, "scores": _first_scores(context, stage, settings, cost, student)}
@@ -293,7 +293,7 @@ def _first_scores(
     return init_scores(cost.groups, settings.score_init, seed=seed, scale=settings.score_scale)
 
 
-def _published_target(cost: Cost, target: float) -> float:
+def published_target(cost: Cost, target: float) -> float:
     """The target in the units of R, which prices kernels of this stage's own model alone."""
     fixed = encoder_size(cost.config) - encoder_size(cost.config, biases=False)
     return min((target * dense_size(cost.config) - fixed) / encoder_size(cost.config, biases=False), 1.0)

@@ -212,20 +212,20 @@ def test_a_teacher_whose_layers_cannot_be_compared(refused, tmp_path):
 
 @pytest.mark.parametrize("use", ["start_from", "teacher"])
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "code", "told"),
     [
-        ({"hidden_size": 16}, "of 16"),
-        ({"max_position_embeddings": 16}, "max_length 24 is above the 16 positions of "),
-        ({"vocab_size": 20}, "other only 20 embeddings"),
+        ({"hidden_size": 16}, 2, "of 16"),
+        ({"max_position_embeddings": 16}, 2, "max_length 24 is above the 16 positions of "),
+        ({"vocab_size": 20}, 3, "other only 20 embeddings"),
     ],
 )
-def test_a_given_model_that_does_not_fit(refused, tmp_path, use, change, told):
+def test_a_given_model_that_does_not_fit(refused, tmp_path, use, change, code, told):
     """Found by review: the dense stage was trained first, and then a shape failed, or every loss was NaN."""
     other = shutil.copytree(tmp_path / "model", tmp_path / "other")
     geometry = GEOMETRY.model_copy(update=change)
     params = init_params(TaskModel(geometry, "classification", 2), 0)
     save_pretrained(other, geometry, params, kind="classification", labels=("0", "1"))
-    refused(2, told, *prune(f"prune.heads_rows.{use}=other"))
+    refused(code, told, *prune(f"prune.heads_rows.{use}=other"))
 
 
 def test_student_and_teacher_are_judged_together(refused, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
 from mlprune_jax.config.settings import BlockStage, HeadRowStage
+from mlprune_jax.pipeline.stages import published_target
 from mlprune_jax.pruning.density import BlockCost, HeadRowCost, counted_budget, density
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
 from mlprune_jax.pruning.masks import init_scores
@@ -97,12 +98,18 @@ def test_however_few_the_steps_a_penalty_alone_leaves_about_the_target(steps):
     assert float(budget(params["scores"])) == pytest.approx(0.3, abs=0.12)
 
 
-def test_a_model_that_is_small_already_follows_its_ramp_under_a_two_sided_penalty():
-    """Found by review: the target fell from 1, so that half a model was held whole until the final cut."""
+def half_a_model():
+    """The tiles of a model that lost heads and rows, and the density of all of them."""
     dense = ModelConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=9)
     half = dense.model_copy(update={"layers": (LayerShape(heads=(0,), ffn=tuple(range(16))),) * 2})
     cost = BlockCost(half, find_groups(half, (block((8, 8)),)))
     whole = density(cost, {group.name: group.size for group in cost.groups})
+    return cost, whole
+
+
+def test_a_model_that_is_small_already_follows_its_ramp_under_a_two_sided_penalty():
+    """Found by review: the target fell from 1, so that half a model was held whole until the final cut."""
+    cost, whole = half_a_model()
     assert 0.2 < whole < 0.5
     stage = BlockStage(score_scale=0.1, max_strength=20000)
     budget, steps = counted_budget(cost, soft=True), 100
@@ -121,3 +128,10 @@ def test_a_model_that_is_small_already_follows_its_ramp_under_a_two_sided_penalt
     for number in range(steps):
         params, state = step(params, state, number)
     assert float(budget(params["scores"])) == pytest.approx(whole / 2, abs=0.05)
+
+
+def test_a_target_above_what_is_left_asks_for_nothing():
+    """Found by review: by R it came to more than 1, and was refused after two stages had been trained."""
+    cost, whole = half_a_model()
+    assert published_target(cost, whole + 0.1) == 1.0
+    assert 0 < published_target(cost, whole / 2) < 0.5
