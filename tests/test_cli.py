@@ -236,5 +236,13 @@ def test_config_show_without_a_file_is_the_demo(invoke):
     assert json.loads(invoke("config", "show", "--json").stdout)["task"] == "demo"
 
 
+def test_config_list_names_what_config_show_takes(invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = invoke("config", "list").stdout.split()
+    assert names == json.loads(invoke("config", "list", "--json").stdout)
+    assert {"demo", "published", "minilm_sst2_d20"} <= {*names}
+    assert json.loads(invoke("config", "show", "minilm_sst2_d20", "--json").stdout)["task"] == "sst2"
+
+
 def test_config_schema(invoke):
     assert "prune" in json.loads(invoke("config", "schema").stdout)["properties"]

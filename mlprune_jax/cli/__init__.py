@@ -20,9 +20,10 @@ app.command("eval")(models.evaluate)
 for command in (models.inspect, models.verify, models.predict, models.bench, models.export):
     app.command()(command)
 
-config_app = typer.Typer(help="Check, show and describe config files.", no_args_is_help=True)
+config_app = typer.Typer(help="Check, show, list and describe config files.", no_args_is_help=True)
 for command in (configs.check, configs.show, configs.schema):
     config_app.command()(command)
+config_app.command("list")(configs.list_recipes)
 app.add_typer(config_app, name="config")
 
 

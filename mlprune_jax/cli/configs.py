@@ -1,4 +1,4 @@
-"""Commands on config files: check, show, describe."""
+"""Commands on config files: check, show, list, describe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def check(file: ConfigFile, overrides: Overrides = None, as_json: Json = False, 
 
 
 def show(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A YAML config; the demo's if none.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A YAML config or a recipe's name; the demo's if none.")
+    ] = None,
     overrides: Overrides = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -35,6 +37,15 @@ def show(
         config = load_settings(file or packaged_config("demo"), overrides or [])
         text = to_json(config.model_dump(mode="json")) if as_json else dump_config(config).rstrip()
     typer.echo(text)
+
+
+def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
+    """Name the recipes that come with the package; every FILE of a config may be one of them."""
+    from mlprune_jax.config.loading import packaged_names
+
+    with failures_told(debug=debug):
+        names = packaged_names()
+    typer.echo(to_json(names) if as_json else "\n".join(names))
 
 
 def schema() -> None:

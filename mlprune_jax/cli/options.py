@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from mlprune_jax.config.settings import RunConfig
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run's folder, or a model folder.")]
-ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="A YAML config.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="A YAML config, or a recipe's name.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="A YAML config or a recipe's name; the options below override it.")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The run's folder; new or empty.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="PLACE=VALUE", help="Override one setting.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random; the config's otherwise.")]

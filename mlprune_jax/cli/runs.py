@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from mlprune_jax.cli.options import (
+    Config,
     Coordinator,
     Debug,
     Json,
@@ -62,7 +63,7 @@ def demo(
 
 
 def prune(
-    config: Annotated[Path | None, typer.Option(help="A YAML config; the options below override it.")] = None,
+    config: Config = None,
     model: Annotated[str | None, typer.Option(metavar="FOLDER_OR_HUB_ID", help="The dense model.")] = None,
     task: Annotated[str | None, typer.Option(help="A task's name, such as mnli.")] = None,
     data: Annotated[str | None, typer.Option(metavar="FOLDER", help="The task's data.")] = None,

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mlprune_jax.cli.options import Debug, Json, Offline, Overrides, Quiet, as_overrides
+from mlprune_jax.cli.options import Config, Debug, Json, Offline, Overrides, Quiet, as_overrides
 from mlprune_jax.cli.perform import Switches, perform
 from mlprune_jax.errors import ConfigError
 
 
 def sweep(
     output: Annotated[Path, typer.Option("--output", "-o", help="The sweep's folder; new, or one to go on with.")],
-    config: Annotated[Path | None, typer.Option(help="A YAML config; the options below override it.")] = None,
+    config: Config = None,
     model: Annotated[str | None, typer.Option(metavar="FOLDER_OR_HUB_ID", help="The dense model.")] = None,
     task: Annotated[str | None, typer.Option(help="A task's name, such as mnli.")] = None,
     data: Annotated[str | None, typer.Option(metavar="FOLDER", help="The task's data.")] = None,

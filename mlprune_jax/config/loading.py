@@ -29,7 +29,8 @@ def load_config(
 
     Args:
         cls: the pydantic class to build.
-        path: a YAML file; None starts from nothing, so that the defaults and the overrides decide.
+        path: a YAML file, or the name of a packaged recipe, as ``minilm_mrpc_d20``; None starts from nothing, so that
+            the defaults and the overrides decide.
         overrides: ``"place.of.key=value"`` each, the value in YAML; later ones win.
         defaults: settings that hold where the file and the overrides have none.
 
@@ -39,6 +40,7 @@ def load_config(
     Raises:
         ConfigError: where the file cannot be read or any setting is wrong; the message names all of them.
     """
+    path = path and _file_or_recipe(path)
     data = dict(defaults or {}) | ({} if path is None else _read_mapping(path))
     for override in overrides:
         _apply_override(data, override)
@@ -49,10 +51,24 @@ def load_config(
 
 
 def packaged_config(name: str) -> Path:
-    """The recipe ``configs/<name>.yaml``: inside the package where a wheel put it, else in the checkout."""
+    """The recipe ``configs/<name>.yaml``."""
+    return _recipe_folder() / f"{name}.yaml"
+
+
+def packaged_names() -> list[str]:
+    """The names of all recipes, sorted."""
+    return sorted(path.stem for path in _recipe_folder().glob("*.yaml"))
+
+
+def _recipe_folder() -> Path:
+    """Inside the package where a wheel put it, else in the checkout."""
     package = Path(__file__).parents[1]
-    recipes = (folder / "configs" / f"{name}.yaml" for folder in (package, package.parent))
-    return next((path for path in recipes if path.is_file()), package / "configs" / f"{name}.yaml")
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def _file_or_recipe(path: Path) -> Path:
+    return packaged_config(str(path)) if not os.path.exists(path) and str(path) in packaged_names() else path
 
 
 def dump_config(model: BaseModel) -> str:
@@ -100,13 +116,16 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _nearby_files(path: Path) -> str:
-    """Name the config the user probably meant, where the folder has one."""
+    """Name the config the user probably meant, where the folder or the package has one."""
     try:
         names = sorted(p.name for p in path.parent.glob("*.y*ml"))
     except (OSError, ValueError):
         names = []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"did you mean {path.parent / near[0]}?" if near else "check the path after --config"
+    if near := difflib.get_close_matches(path.name, names, n=1):
+        return f"did you mean {path.parent / near[0]}?"
+    if near := difflib.get_close_matches(path.stem, packaged_names(), n=1):
+        return f"did you mean the packaged recipe {near[0]}? It goes by its name alone"
+    return "check the path after --config; `mlprune config list` names the packaged recipes"
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -165,6 +166,22 @@ def test_missing_file_names_the_near_one(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(Run, tmp_path / "mlni.yaml")
     assert caught.value.hint == f"did you mean {tmp_path / 'mnli.yaml'}?"
+
+
+def test_a_recipe_goes_by_its_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_config(RunConfig, Path("minilm_mrpc_d20"), ["data=glue"])
+    assert (recipe.task, recipe.data, recipe.prune.density) == ("mrpc", "glue", 0.2)
+    Path("minilm_mrpc_d20").write_text("model: my own")
+    assert load_config(Run, Path("minilm_mrpc_d20")).model == "my own"  # a file goes before a recipe
+
+
+@pytest.mark.parametrize("name", ["minilm_mrcp_d20", "configs/minilm_mrpc_d20.yaml"])
+def test_what_may_have_been_a_recipe_is_told(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"no config file {name}") as caught:
+        load_config(Run, Path(name))
+    assert "packaged recipe minilm_mrpc_d20?" in caught.value.hint
 
 
 def test_folder_instead_of_file(tmp_path):
