@@ -9,6 +9,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from typer.testing import CliRunner
 
+import mlprune_jax
 from mlprune_jax import pipeline
 from mlprune_jax.cli import app
 from mlprune_jax.config.loading import load_config
@@ -22,6 +23,7 @@ from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
 from mlprune_jax.pruning.density import HeadRowCost, dense_size, density
 from mlprune_jax.pruning.granularity import HEAD, MATRICES, ROW, find_groups, matrix_shapes
 from mlprune_jax.training.teaching import ask_teacher
+from tests.documents import examples, execute
 from tests.inference.conftest import close
 from tests.pipeline.conftest import GEOMETRY
 
@@ -126,6 +128,15 @@ def test_what_was_learned_is_read_part_by_part_with_plain_orbax_calls(finished, 
     jax.tree.map(np.testing.assert_array_equal, alone[part], whole[part])
     if part == "masks":
         jax.tree.map(np.testing.assert_array_equal, alone["masks"], load_masks(finished / "final"))
+
+
+def test_what_a_stage_learned_becomes_its_model(finished):
+    """As docs/own-loop.md has it; a stage without recovery ends with what was learned, less what was masked."""
+    _, example = examples("docs/own-loop.md")
+    done = execute(example.replace("/home/me/runs/mrpc", str(finished)), mp=mlprune_jax)
+    stored = load(finished / "stages" / "heads_rows")
+    assert stored.config == done["small_config"]
+    jax.tree.map(np.testing.assert_array_equal, done["small"], stored.params)
 
 
 def test_metrics_are_lines_of_json(finished):
