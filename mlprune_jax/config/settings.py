@@ -226,7 +226,7 @@ class Prune(Frozen):
 
 
 class Distillation(Frozen):
-    """Weights of the terms of the loss with a teacher (METHOD: recipe).
+    """Weights of the terms of the loss with a teacher.
 
     Attributes:
         temperature: of the logits' KL divergence, whose term carries its square.

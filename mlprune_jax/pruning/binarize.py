@@ -1,4 +1,4 @@
-"""Scores to masks: top-k with a learnable k, and its straight-through gradients (METHOD: binarizer)."""
+"""Scores to masks: top-k with a learnable k, and its straight-through gradients (arXiv 2105.14636v1, section 3)."""
 
 from __future__ import annotations
 

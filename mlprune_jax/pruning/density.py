@@ -1,7 +1,7 @@
 """What a model costs, in weights: the differentiable budgets of the thresholds, and exact counts.
 
 A *fraction* is the kept share of a group's units. One polynomial prices fractions in encoder weights: with
-``sigmoid(threshold)`` it is the budget R that the penalty steers (METHOD: budget), with ``kept / units`` the count.
+``sigmoid(threshold)`` it is the budget R that the penalty steers (arXiv 2105.14636v1, section 3), with ``kept / units`` the count.
 Counts include biases and layer norms; both are relative to the DENSE encoder unless said otherwise.
 """
 
@@ -88,7 +88,12 @@ class HeadRowCost:
             raise ConfigError(f"no price for {_names(unknown)}: neither heads nor rows of this model")
 
     def budget(self, logits: Logits, temperature: float = 1.0) -> Float[Array, ""]:
-        """R of step 1: expected kernel weights over this model's, each fraction floored at one unit."""
+        """R of step 1: expected kernel weights over this model's, each fraction floored at one unit.
+
+        Args:
+            logits: by group, its threshold [] or, without thresholds, its units' scores.
+            temperature: of the sigmoid.
+        """
         expected = expected_fractions(self.groups, logits, temperature)
         fractions = {g.name: jnp.maximum(expected[g.name], 1 / g.size) for g in self.groups}
         return head_row_cost(self.config, fractions, biases=False) / encoder_size(self.config, biases=False)
@@ -165,10 +170,16 @@ def round_up(kept: Number, unit: int, limit: int) -> Number:
 def counted_budget(cost: Cost, *, temperature: float = 1.0, soft: bool = False) -> Budget:
     """A budget whose value is the exact count, over the dense encoder, and whose gradient is R's.
 
-    It is a function of thresholds, or where ``soft`` of the scores that `binarize_softly` takes.
-
     R is only a steering quantity: ``ceil`` and the rounding to tiles put the count above it, by several points for
     small models. Passing the count through R's gradient aims the penalty at what the user asked for.
+
+    Args:
+        cost: prices kept units.
+        temperature: of the sigmoid in R.
+        soft: a budget of scores, of which those above 0 stay, instead of one of thresholds.
+
+    Returns:
+        A function of a dict by group name, thresholds [] or scores [*units], to a float32 scalar; 1 = the dense encoder.
     """
     dense = dense_size(cost.config)
     scale = encoder_size(cost.config) / dense

@@ -64,7 +64,12 @@ def magnitudes(groups: Groups, params: Params) -> dict[str, Array]:
 
 
 def init_thresholds(groups: Groups, start: float = 10.0) -> dict[str, Array]:
-    """Float32 logits of the kept fraction, one per group; 10 keeps everything."""
+    """Float32 logits of the kept fraction, one per group.
+
+    Args:
+        groups: what has a threshold.
+        start: the logit; ``sigmoid(10)`` keeps everything.
+    """
     return {g.name: jnp.float32(start) for g in groups}
 
 
@@ -78,7 +83,16 @@ def compute_masks(
 ) -> dict[str, Any]:
     """Differentiable 0/1 masks of all groups, shaped as `apply_masks` takes them.
 
-    They come from `binarize`, or without thresholds from `binarize_softly`.
+    Args:
+        groups: what is masked.
+        scores: by group, [*units], float32.
+        thresholds: by group, the logit of its kept fraction, []; its highest scores stay (`binarize`). ``None``: what
+            scores above 0 stays (`binarize_softly`).
+        temperature: of the thresholds' sigmoid.
+        threshold_gradient: what moves a threshold, see `binarize`.
+
+    Returns:
+        A nested dict over the pruned parameters, each leaf [*units] of its group.
     """
 
     def mask(name: str) -> Array:
@@ -90,7 +104,16 @@ def compute_masks(
 
 
 def masks_keeping(groups: Groups, scores: ByGroup, kept: Mapping[str, int]) -> dict[str, Any]:
-    """Bool masks that keep exactly ``kept[name]`` units of each group, highest scores first."""
+    """Bool masks that keep exactly ``kept[name]`` units of each group, highest scores first.
+
+    Args:
+        groups: what is masked.
+        scores: by group, [*units].
+        kept: by group, how many units stay, as `cut_scores` and `cut_to` say.
+
+    Returns:
+        A nested dict over the pruned parameters, for `apply_masks` and `shrink`.
+    """
     return spread(groups, {g.name: top_k_mask(scores[g.name], jnp.int32(kept[g.name])) for g in groups})
 
 

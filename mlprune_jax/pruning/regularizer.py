@@ -1,4 +1,4 @@
-"""The adaptive density penalty, as an optax transform on the thresholds (METHOD: budget and regularisation)."""
+"""The adaptive density penalty, as an optax transform on thresholds or scores (arXiv 2105.14636v1, section 3)."""
 
 from __future__ import annotations
 
@@ -70,14 +70,15 @@ def add_density_penalty(
     two_sided: bool = False,
     key: str | None = "thresholds",
 ) -> optax.GradientTransformation:
-    r"""Add the gradient of ``strength * penalty(budget(thresholds))`` to the thresholds' gradients.
+    r"""Add the gradient of ``strength * penalty(budget(thresholds))`` to the thresholds' gradients, or to the scores'.
 
     .. math:: g_t \leftarrow g_t + \lambda \nabla_t (R(t) - R_{target})_+^2
 
     Put it before the global-norm clip: the published clip acts on gradients with the penalty's part in them.
 
     Args:
-        budget: differentiable cost of the thresholds, 1 = the whole model; parameters, FLOPs or latency.
+        budget: differentiable cost of the thresholds, 1 = the whole model; parameters, FLOPs or latency. Where units stay
+            whose scores are above 0, a cost of the scores, under ``key="scores"``: ``counted_budget(cost, soft=True)``.
         target: wanted value of the budget in (0, 1], or a schedule of it over the update count.
         max_strength: strength where everything is kept; see `adaptive_strength` for this and the next four.
         min_strength: least strength while the penalty is at least ``weak_below``.

@@ -1,4 +1,4 @@
-"""Physical removal: masks cut out of parameters and geometry for good (METHOD: shrinking)."""
+"""Physical removal: masks cut out of parameters and geometry for good."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Task losses and distillation (METHOD: recipe)."""
+"""Task losses and distillation from a teacher (arXiv 2105.14636v1, section 3)."""
 
 from __future__ import annotations
 

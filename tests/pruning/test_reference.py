@@ -1,4 +1,4 @@
-"""The published classes' own numbers: every key class of the reference file (METHOD, section 7)."""
+"""The published classes' own numbers: every key class of the shared reference file."""
 
 from functools import partial
 
