@@ -1,7 +1,8 @@
 """What a model costs, in weights: the differentiable budgets of the thresholds, and exact counts.
 
 A *fraction* is the kept share of a group's units. One polynomial prices fractions in encoder weights: with
-``sigmoid(threshold)`` it is the budget R that the penalty steers (arXiv 2105.14636v1, section 3), with ``kept / units`` the count.
+``sigmoid(threshold)`` it is the budget R that the penalty steers (arXiv 2105.14636v1, section 3), with
+``kept / units`` the count.
 Counts include biases and layer norms; both are relative to the DENSE encoder unless said otherwise.
 """
 
@@ -179,7 +180,7 @@ def counted_budget(cost: Cost, *, temperature: float = 1.0, soft: bool = False) 
         soft: a budget of scores, of which those above 0 stay, instead of one of thresholds.
 
     Returns:
-        A function of a dict by group name, thresholds [] or scores [*units], to a float32 scalar; 1 = the dense encoder.
+        A function of thresholds [] or scores [*units] by group name to a float32 scalar; 1 = the dense encoder.
     """
     dense = dense_size(cost.config)
     scale = encoder_size(cost.config) / dense

@@ -77,8 +77,8 @@ def add_density_penalty(
     Put it before the global-norm clip: the published clip acts on gradients with the penalty's part in them.
 
     Args:
-        budget: differentiable cost of the thresholds, 1 = the whole model; parameters, FLOPs or latency. Where units stay
-            whose scores are above 0, a cost of the scores, under ``key="scores"``: ``counted_budget(cost, soft=True)``.
+        budget: differentiable cost of the thresholds, 1 = the whole model; parameters, FLOPs or latency. Where what
+            scores above 0 stays, a cost of the scores, with ``key="scores"``: ``counted_budget(cost, soft=True)``.
         target: wanted value of the budget in (0, 1], or a schedule of it over the update count.
         max_strength: strength where everything is kept; see `adaptive_strength` for this and the next four.
         min_strength: least strength while the penalty is at least ``weak_below``.
