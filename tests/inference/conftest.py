@@ -71,7 +71,7 @@ def batch(rows: int = 3, length: int = 12) -> tuple[np.ndarray, np.ndarray, np.n
 def plain_logits(config: ModelConfig, params: dict[str, Any], kind: Any, inputs: Any, dtype: Any = jnp.float32) -> Any:
     """What the training model, which knows nothing of packing, answers."""
     model = TaskModel(config, kind, len(params["head"]["bias"]), dtype)
-    return np.asarray(model.apply({"params": params}, *with_mask(inputs)).logits)
+    return np.asarray(jax.jit(model.apply)({"params": params}, *with_mask(inputs)).logits)
 
 
 def with_mask(inputs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array, jax.Array]:

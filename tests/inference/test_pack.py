@@ -1,6 +1,7 @@
 """Packed parameters: bit for bit the masked ones, and a model that runs and trains on them."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -52,14 +53,16 @@ def test_a_packed_model_runs_and_trains_its_stored_blocks(tile_model):
     packed = pack_params(tile_model.params, tile_model.masks)
     inputs = batch()
 
-    def loss(params, dense):
+    @partial(jax.jit, static_argnums=1)
+    @partial(jax.value_and_grad, has_aux=True, allow_int=True)
+    def gradients(params, dense):
         model = TaskModel(CONFIG, "classification", 3, dense=dense)
         logits = model.apply({"params": params}, *with_mask(inputs)).logits
         return jnp.square(logits).sum(), logits
 
-    (_, logits), gradient = jax.value_and_grad(loss, has_aux=True, allow_int=True)(packed, PackedDense)
+    (_, logits), gradient = gradients(packed, PackedDense)
     close(np.asarray(logits), plain_logits(CONFIG, tile_model.params, "classification", inputs))
-    _, dense = jax.value_and_grad(loss, has_aux=True)(tile_model.params, TaskModel.dense)
+    _, dense = gradients(tile_model.params, TaskModel.dense)
     layer = ("bert", "encoder", "layer_1", "ffn", "intermediate", "kernel")
     found, wanted, stored = gradient, dense, packed
     for key in layer:

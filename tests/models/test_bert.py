@@ -29,7 +29,7 @@ IDS = jnp.asarray(np.random.default_rng(0).integers(1, 40, (2, 9)), jnp.int32)
 
 def apply(model, params, ids=IDS, mask=None, **options):
     mask = jnp.ones_like(ids) if mask is None else mask
-    return model.apply({"params": params}, ids, mask, jnp.zeros_like(ids), **options)
+    return jax.jit(partial(model.apply, **options))({"params": params}, ids, mask, jnp.zeros_like(ids))
 
 
 def at(tree, path):
@@ -79,14 +79,15 @@ def test_last_layer_for_the_first_token_alone(layers, rematerialize):
     params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noise), x.shape), init_params(model, 0))
     mask = jnp.ones_like(IDS).at[0, 5:].set(0)
 
+    @partial(jax.jit, static_argnames="hidden")
     @partial(jax.value_and_grad, has_aux=True)
-    def gradients(params, wanted):
-        out = apply(model, params, mask=mask, **wanted)
+    def gradients(params, hidden):
+        out = apply(model, params, mask=mask, hidden=hidden)
         return jnp.square(out.logits).sum(), out
 
     with jax.default_matmul_precision("highest"):
-        (_, alone), found = gradients(params, {})
-        (_, whole), wanted = gradients(params, {"hidden": True})
+        (_, alone), found = gradients(params, hidden=False)
+        (_, whole), wanted = gradients(params, hidden=True)
     assert alone.encoded.last.shape == (2, 1, 32)
     assert whole.encoded.last.shape == (2, 9, 32)
     np.testing.assert_allclose(alone.encoded.last[:, 0], whole.encoded.last[:, 0], atol=1e-5)

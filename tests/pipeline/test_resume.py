@@ -110,14 +110,20 @@ def test_a_request_to_stop_saves_the_step_it_came_in(undisturbed, tiny, tmp_path
     assert weights(tmp_path / "run") == weights(undisturbed)
 
 
-@pytest.fixture
-def stopped(tiny, tmp_path, monkeypatch):
-    """A run killed in its last training, after checkpoints of steps 3 and 4 of it."""
-    with monkeypatch.context() as patched:
+@pytest.fixture(scope="module")
+def once_stopped(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patched:
         kill_at(patched, sum(TRAININGS.values()), Killed)
         with pytest.raises(Killed):
-            pipeline.run(config(tiny), tmp_path / "stopped", quiet=True)
-    return tmp_path / "stopped"
+            pipeline.run(config(tiny), folder, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def stopped(once_stopped, tmp_path):
+    """A run killed in its last training, after checkpoints of steps 3 and 4 of it; each test has a copy."""
+    return shutil.copytree(once_stopped, tmp_path / "stopped")
 
 
 def flip(path):

@@ -70,7 +70,7 @@ def scores():
 
 def logits(config, params):
     model = TaskModel(config, "classification", 3)
-    return model.apply({"params": params}, IDS, ATTENTION, jnp.zeros_like(IDS)).logits
+    return jax.jit(model.apply)({"params": params}, IDS, ATTENTION, jnp.zeros_like(IDS)).logits
 
 
 CASES = {

@@ -180,7 +180,7 @@ def test_stage1_masks_and_removal(reference, stage1):
     assert encoder_size(config) == reference["stage1.sliced_encoder_params"]
     assert HeadRowCost(CONFIG, groups).count(count_kept(groups, masks)) == reference["stage1.sliced_encoder_params"]
     with jax.default_matmul_precision("highest"):
-        outputs = TaskModel(config, "classification", 3).apply({"params": smaller}, *batch_of(reference))
+        outputs = jax.jit(TaskModel(config, "classification", 3).apply)({"params": smaller}, *batch_of(reference))
     close(outputs.logits, reference["stage1.sliced_logits"])
 
 
@@ -235,7 +235,7 @@ def test_stage2(reference, stage1, stage2):
     assert cost.count({g.name: int(tiles[g.name].sum()) for g in groups}) == reference["stage2.encoder_params"]
     folded = apply_masks(params, spread(groups, tiles))
     with jax.default_matmul_precision("highest"):
-        outputs = TaskModel(config, "classification", 3).apply({"params": folded}, *batch_of(reference))
+        outputs = jax.jit(TaskModel(config, "classification", 3).apply)({"params": folded}, *batch_of(reference))
     close(outputs.logits, reference["stage2.folded_logits"])
 
 
