@@ -62,7 +62,8 @@ def test_the_default_method_takes_a_folder_to_a_smaller_one(tmp_path, monkeypatc
     params = init_params(mlprune_jax.TaskModel(config, "classification", 2), seed=1)
     mlprune_jax.save_pretrained("models/bert", config, params, kind="classification")
     done = execute(SOFT_SCORES)
-    assert density(done["cost"], count_kept(done["groups"], done["masks"])) == pytest.approx(0.4, abs=0.01)
+    assert float(done["state"][0].density) == pytest.approx(0.4, abs=0.05)  # the penalty brought it there,
+    assert 0.39 < density(done["cost"], count_kept(done["groups"], done["masks"])) <= 0.4  # the cut below
     stored = mlprune_jax.load_pretrained("models/small", num_labels=2, kind="classification")
     assert stored.config == done["small_config"]
     agrees_with_masked(done, stored.params)

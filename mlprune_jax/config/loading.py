@@ -40,8 +40,7 @@ def load_config(
     Raises:
         ConfigError: where the file cannot be read or any setting is wrong; the message names all of them.
     """
-    path = path and _file_or_recipe(path)
-    data = dict(defaults or {}) | ({} if path is None else _read_mapping(path))
+    data = dict(defaults or {}) | ({} if path is None else _read_mapping(_file_or_recipe(path)))
     for override in overrides:
         _apply_override(data, override)
     try:
@@ -68,7 +67,7 @@ def _recipe_folder() -> Path:
 
 
 def _file_or_recipe(path: Path) -> Path:
-    return packaged_config(str(path)) if not os.path.exists(path) and str(path) in packaged_names() else path
+    return packaged_config(str(path)) if not os.path.isfile(path) and str(path) in packaged_names() else path
 
 
 def dump_config(model: BaseModel) -> str:

@@ -170,10 +170,15 @@ def test_missing_file_names_the_near_one(tmp_path):
 
 def test_a_recipe_goes_by_its_name_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = load_config(RunConfig, Path("minilm_mrpc_d20"), ["data=glue"])
+    name = Path("minilm_mrpc_d20")
+    recipe = load_config(RunConfig, name, ["data=glue"])
     assert (recipe.task, recipe.data, recipe.prune.density) == ("mrpc", "glue", 0.2)
-    Path("minilm_mrpc_d20").write_text("model: my own")
-    assert load_config(Run, Path("minilm_mrpc_d20")).model == "my own"  # a file goes before a recipe
+    assert message(load_config, RunConfig, name, ["seed=x"]).startswith("minilm_mrpc_d20: seed: ")
+    name.mkdir()  # a run's folder, say
+    assert load_config(RunConfig, name).task == "mrpc"
+    name.rmdir()
+    name.write_text("model: my own")
+    assert load_config(Run, name).model == "my own"  # a file goes before a recipe
 
 
 @pytest.mark.parametrize("name", ["minilm_mrcp_d20", "configs/minilm_mrpc_d20.yaml"])
