@@ -15,7 +15,6 @@ ROOMS = (
     "errors",
     "files",
     "manifest",
-    "_compat",
     "config",
     "data",
     "models",
@@ -25,6 +24,7 @@ ROOMS = (
     "report",
     "pipeline",
     "cli",
+    "__main__",
 )
 STRANGERS = {frozenset({"models", "pruning"})}  # neither imports the other, whatever their order
 EXECUTE_ON_LOAD = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

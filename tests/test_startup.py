@@ -32,6 +32,11 @@ def test_help_answers_at_once():
     assert min(help_seconds() for _ in range(3)) < HELP_SECONDS
 
 
+def test_the_package_runs_as_the_command_line():
+    command = [sys.executable, "-m", "mlprune_jax", "config", "list"]
+    assert "demo" in subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+
+
 def test_command_line_imports_no_heavy_library():
     code = "from mlprune_jax.cli import app; from typer.testing import CliRunner; CliRunner().invoke(app, ['--help'])"
     assert loaded_after(code).isdisjoint(HEAVY)
