@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlprune_jax.errors import IntegrityError
-from mlprune_jax.files import json_text, read_json, write_json
+from mlprune_jax.files import is_temporary, json_text, read_json, write_json
 
 MANIFEST = "mlprune.manifest.json"
 SCHEMA = 1
@@ -19,8 +19,12 @@ SHOWN = 5  # damaged files named in one message
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Write down what the folder holds, subfolders included, and ``facts`` beside it."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Write down what the folder holds, subfolders included, and ``facts`` beside it.
+
+    What `write_text` was killed over is left out: the next write of the same file takes its place, and it is gone.
+    """
+    found = (path for path in folder.rglob("*") if path.is_file() and not is_temporary(path))
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
     files = {name: _describe(folder / name) for name in names if name != MANIFEST}
     content = {"schema": SCHEMA, **facts, "files": files}
     write_json(folder / MANIFEST, content | {"sha256": _digest_of(content)})

@@ -149,12 +149,10 @@ def _start(
 
 def _join(engine: Engine) -> bool:
     """Meet the run's other processes; whether there are none."""
-    import jax
-
-    from mlprune_jax.training.processes import join
+    from mlprune_jax.training.processes import join, several
 
     join(*engine)
-    return jax.process_count() == 1
+    return not several()
 
 
 def _reported(summary: dict[str, Any]) -> dict[str, Any] | None:

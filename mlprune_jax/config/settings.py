@@ -52,6 +52,7 @@ class DenseStage(TrainSettings):
 
 # What a stage with thresholds has where a soft one has the defaults below: scores and penalty as published.
 OF_THRESHOLDS = {"score_init": "constant", "score_scale": 0, "two_sided": False, "max_strength": 20000, "clip": "all"}
+THRESHOLDS_ALONE = ("threshold_learning_rate", "threshold_start", "threshold_gradient")
 
 
 class PruneStage(TrainSettings):
@@ -138,6 +139,9 @@ class PruneStage(TrainSettings):
                 f"fisher and a score_scale above 0, got {self.score_init} and {self.score_scale:g}; "
                 "densities learned and equal take any"
             )
+        idle = [name for name in THRESHOLDS_ALONE if getattr(self, name) != type(self).model_fields[name].default]
+        if self.densities == "soft" and idle:
+            raise ValueError(f"densities soft has no thresholds: {', '.join(idle)} would do nothing")
         if self.score_init in ("fisher", "uniform") and self.score_scale == 0:
             raise ValueError(
                 f"score_init {self.score_init} spreads scores over -score_scale .. score_scale: a score_scale above 0"

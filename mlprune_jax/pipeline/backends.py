@@ -137,14 +137,14 @@ def on_slurm(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
     try:
         executor = submitit.AutoExecutor(place.logs, cluster=cluster, slurm_max_num_timeout=1000)
         executor.update_parameters(**SLURM_DEFAULTS | resources)
-    except (RuntimeError, NameError, AssertionError, TypeError) as error:
-        raise ConfigError(
-            f"submitit: {error}", hint="--resource takes submitit's names, such as timeout_min=60"
-        ) from error
-    if new:
         columns = zip(*((job.config, job.workdir, place.quiet) for job in new), strict=True)
-        submitted = executor.map_array(SlurmRun(), *columns)
-        waiting |= {job.name: handle for job, handle in zip(new, submitted, strict=True)}
+        submitted = executor.map_array(SlurmRun(), *columns) if new else []
+    except (RuntimeError, NameError, AssertionError, TypeError) as error:  # sbatch's refusal is a RuntimeError
+        raise ConfigError(
+            f"submitit: {error}",
+            hint="--resource takes submitit's names, such as timeout_min=60, and what the cluster has: slurm_partition",
+        ) from error
+    waiting |= {job.name: handle for job, handle in zip(new, submitted, strict=True)}
     for name, handle in waiting.items():
         yield name, {"state": "running", "job": str(handle.job_id)}
     while waiting and not place.stopping():

@@ -26,6 +26,7 @@ from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError, IntegrityError
 from mlprune_jax.files import is_temporary, read_json, write_json, write_text
 from mlprune_jax.manifest import MANIFEST, check_manifest, write_manifest
+from mlprune_jax.report.json_text import finite
 from mlprune_jax.training.processes import first_alone, is_first
 
 _log = logging.getLogger(__name__)
@@ -207,11 +208,11 @@ class RunFolder:
         first_alone(write)
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append a line to ``metrics.jsonl``."""
+        """Append a line to ``metrics.jsonl``; what is not finite is null there."""
         if not is_first():
             return
         with (self.root / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+            stream.write(json.dumps(finite(entry)) + "\n")
 
     def forget_after(self, training: str, step: int) -> None:
         """Drop the lines of ``metrics.jsonl`` of steps that will be taken again."""

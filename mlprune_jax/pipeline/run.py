@@ -55,8 +55,18 @@ from mlprune_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 
-FREE_TO_CHANGE = ("offline", "log_every", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "fsdp")
-"""Settings that a stopped run may have changed in its ``config.resolved.yaml`` before it goes on."""
+FREE_TO_CHANGE = (
+    "offline",
+    "log_every",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "fsdp",
+    "eval_batch_size",
+    "rematerialize",
+)
+"""Settings that a stopped run may have changed in its ``config.resolved.yaml`` before it goes on: they change nothing
+that is computed but, as other devices do, its last bits."""
 
 
 def run(config: RunConfig, workdir: AnyPath, *, command: str = "", quiet: bool = False) -> dict[str, Any]:

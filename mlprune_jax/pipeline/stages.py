@@ -319,8 +319,8 @@ def _train(
     """
     layout, run = context.layout, context.config
     distillation = distillation if teacher is not None else None
-    columns = _teacher_columns(context, teacher, distillation, steps * settings.batch_size)
-    taught = teacher if distillation is not None and not columns else None
+    once = _answers_once(context, distillation, steps * settings.batch_size)
+    taught = teacher if distillation is not None and not once else None
     state = place_state(layout, trained, optimizer)
     learning = {name: getattr(settings, name) for name in ("temperature", "threshold_gradient")} if cost else {}
     step = make_train_step(
@@ -335,7 +335,6 @@ def _train(
         out_shardings=(layout.shardings(state), layout.everywhere),
     )
     fixed = layout.place(fixed._replace(teacher=taught.params if taught else None))
-    batches = context.batches(settings, stage, columns)
     all_layers = distillation is not None and distillation.compares_layers
     first_only = first_token_suffices(context.task.kind, all_layers=all_layers)
     work = step_work(config, taught.config if taught else None, first_only=first_only)
@@ -359,6 +358,8 @@ def _train(
 
     state, keeper = context.go_on(stage, state, evaluate)
     done = int(state.step)
+    columns = _teacher_columns(context, teacher) if teacher is not None and once and done < steps else {}
+    batches = context.batches(settings, stage, columns)
     state = fit(
         step,
         state,
@@ -376,12 +377,13 @@ def _train(
     return layout.to_host(keeper.best(state).trained)
 
 
-def _teacher_columns(
-    context: Context, teacher: Model | None, distillation: Distillation | None, draws: int
-) -> dict[str, Column]:
-    """A teacher's logits for the training split, where they are all that is compared, and it answers less often so."""
-    if teacher is None or distillation is None or distillation.compares_layers or draws <= len(context.train):
-        return {}
+def _answers_once(context: Context, distillation: Distillation | None, draws: int) -> bool:
+    """Whether a teacher's logits are all that is compared, and it answers less often for the whole split at once."""
+    return distillation is not None and not distillation.compares_layers and draws > len(context.train)
+
+
+def _teacher_columns(context: Context, teacher: Model) -> dict[str, Column]:
+    """A teacher's logits for the training split."""
     batches = eval_batches(context.train, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
     forward = make_forward(context.module(teacher.config), context.layout)
     params = context.layout.place(teacher.params)

@@ -15,7 +15,7 @@ from typing import Any
 from mlprune_jax.config.loading import dump_config
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
-from mlprune_jax.files import read_json, write_json, write_text
+from mlprune_jax.files import AnyPath, home_path, read_json, write_json, write_text
 from mlprune_jax.pipeline.backends import BACKENDS, Job, Place
 from mlprune_jax.pipeline.folder import RunFolder, check_path, is_empty
 from mlprune_jax.pipeline.grid import Axes, SweepRun, common_settings, expand
@@ -29,7 +29,7 @@ def sweep(
     file: Path | None,
     overrides: Sequence[str],
     axes: Axes,
-    folder: Path,
+    folder: AnyPath,
     *,
     backend: str = "local",
     resources: Mapping[str, Any] | None = None,
@@ -53,6 +53,7 @@ def sweep(
         Preempted: a stop was asked for, or a job was stopped; the same call goes on.
         MLPruneError: runs failed; the others are finished.
     """
+    folder = home_path(folder)
     base = common_settings(file, overrides, axes)
     runs = expand(file, overrides, axes, folder / "runs")
     check_folder(folder)

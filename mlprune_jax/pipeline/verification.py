@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mlprune_jax.errors import DataError, IntegrityError
-from mlprune_jax.files import read_json
+from mlprune_jax.files import AnyPath, home_path, read_json
 from mlprune_jax.manifest import MANIFEST, check_manifest
 from mlprune_jax.pipeline.folder import SUMMARY
 from mlprune_jax.training.checkpoint import QUARANTINE, SAVING
 
 
-def verify_folder(path: Path) -> dict[str, Any]:
+def verify_folder(path: AnyPath) -> dict[str, Any]:
     """See that everything finished under a folder is what was written.
 
     Args:
@@ -26,6 +26,7 @@ def verify_folder(path: Path) -> dict[str, Any]:
         DataError: no such folder, or nothing in it that was finished.
         IntegrityError: damage; the message has a line for each folder.
     """
+    path = home_path(path)
     if not path.is_dir():
         raise DataError(f"no folder {str(path)!r}", hint="pass a run's folder, or a folder of it")
     folders = {manifest.parent for manifest in path.rglob(MANIFEST)}

@@ -99,7 +99,8 @@ def find_groups(config: ModelConfig, granularities: tuple[Granularity, ...]) -> 
     """All groups of a model, layer by layer.
 
     Raises:
-        ConfigError: a unit does not divide its matrix, or two groups cut the same parameter.
+        ConfigError: a unit does not divide its matrix, matrices cut together are not alike, or two groups cut the same
+            parameter.
     """
     groups: list[Group] = []
     for i, layer_shape in enumerate(config.layer_shapes):
@@ -108,7 +109,7 @@ def find_groups(config: ModelConfig, granularities: tuple[Granularity, ...]) -> 
             unit = tuple(size or config.head_dim for size in granularity.unit)
             parts = ("kernel", "bias") if granularity.cuts_bias else ("kernel",)
             for name, matrices in granularity.coupled.items():
-                axes = shapes[matrices[0]][-len(unit) :]
+                axes = _shared_axes(granularity.name, {m: shapes.get(m, ())[-len(unit) :] for m in matrices})
                 if any(axis % size for axis, size in zip(axes, unit, strict=True)):
                     raise ConfigError(
                         f"layer {i}: {granularity.name} of {format_block(unit)} does not divide {matrices[0]}, "
@@ -126,6 +127,17 @@ def find_groups(config: ModelConfig, granularities: tuple[Granularity, ...]) -> 
             hint="prune heads and rows first, `shrink`, then prune blocks of what is left",
         )
     return tuple(groups)
+
+
+def _shared_axes(name: str, axes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The trailing axes that units of a granularity lie over, the same in all the matrices that it cuts together."""
+    if unknown := sorted(matrix for matrix in axes if matrix not in MATRICES):
+        raise ConfigError(f"{name} cuts unknown matrices {unknown}", hint=f"a layer has {', '.join(MATRICES)}")
+    first, *others = axes.values()
+    if any(other != first for other in others):
+        told = ", ".join(f"{matrix} {format_block(sizes)}" for matrix, sizes in axes.items())
+        raise ConfigError(f"{name} cuts matrices together whose units lie over other sizes: {told}")
+    return first
 
 
 def format_block(shape: tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ parameters alone, each leaf one entry per unit along the parameter's trailing ax
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,16 @@ def init_scores(groups: Groups, init: ScoreInit = "constant", *, seed: int = 0, 
             from U(-scale, scale); "kaiming_uniform" from U(-1, 1), which is Kaiming's bound for an ``[n, 1]`` score.
         seed: of the draws; each group draws from a key of its own.
         scale: constant, or half-width of the uniform draw.
+
+    Raises:
+        ConfigError: another ``init``. Those that look at the model are `magnitudes` and
+            `mlprune_jax.training.importance.fisher_scores`.
     """
+    if init not in get_args(ScoreInit):
+        raise ConfigError(
+            f"no init {init!r} of scores: there are {', '.join(get_args(ScoreInit))}",
+            hint="magnitudes and fisher_scores look at the model, and are functions of their own",
+        )
     if init == "constant":
         return {g.name: jnp.full(g.units, scale, jnp.float32) for g in groups}
     width = 1.0 if init == "kaiming_uniform" else scale

@@ -9,12 +9,13 @@ from typing import Any
 
 def to_json(data: Any) -> str:
     """Indented JSON; NaN and infinity become null, for JSON has neither and other readers refuse Python's spelling."""
-    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    return json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False, default=str)
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """Plain data with ``None`` for every number that is not finite."""
     if isinstance(data, dict):
-        return {name: _finite(value) for name, value in data.items()}
+        return {name: finite(value) for name, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(item) for item in data]
+        return [finite(item) for item in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data

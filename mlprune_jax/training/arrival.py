@@ -50,7 +50,7 @@ def arriving(settings: PruneStage, cost: Cost, target: float, steps: int) -> Pru
         way = settings.threshold_start - target_logit(cost, target, settings.temperature)
     name = f"{what}_learning_rate"
     rate = getattr(settings, name)
-    if way <= rate * steps / 2 or settings.short_schedule == "allow":
+    if way <= rate * steps / 2:
         return settings
     if what == "score" and rate == 0 and settings.final_cut:
         _log.warning("%s is 0: the final cut chooses alone, by the order that scores begin with", name)
@@ -62,5 +62,8 @@ def arriving(settings: PruneStage, cost: Cost, target: float, steps: int) -> Pru
     )
     if settings.short_schedule == "refuse":
         raise ConfigError(reason, hint=f"set {name} to {needed:.2g}, train longer, or set short_schedule: mend")
+    if settings.short_schedule == "allow":
+        _log.warning("%s; left so", reason)
+        return settings
     _log.warning("%s; raised to %.2g", reason, needed)
     return settings.model_copy(update={name: needed})

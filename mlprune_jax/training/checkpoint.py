@@ -45,16 +45,12 @@ def load_state(folder: Path, like: Any) -> Any:
     Raises:
         IntegrityError: the folder is no such checkpoint, or it is damaged.
     """
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here), like
-    )
     try:
-        return ocp.load(str(folder.resolve()), abstract)
+        return _load(folder, like)
     except Exception as error:
         # Orbax raises many unrelated classes for damage; the user needs one message.
         raise IntegrityError(
-            f"{folder} does not hold the expected state: {type(error).__name__}: {str(error).splitlines()[0]}",
+            f"{folder} does not hold the expected state: {_told(error)}",
             hint="remove the stage's folder and resume: the stage is run again",
         ) from error
 
@@ -91,14 +87,17 @@ class Checkpoints:
         self.wait()
         metric = None if metric is None or math.isnan(metric) else metric
         saving = self.folder / f"{step:08d}{SAVING}"
-        facts = {"identity": self._identity, "step": step, "leaves": _leaves(tree), "metric": metric}
+        facts = {"identity": self._identity, "step": step, "leaves": _leaves(tree)}
         facts |= {"devices": jax.device_count(), "processes": jax.process_count()}
         try:
             saving.mkdir(parents=True, exist_ok=True)
             writing = ocp.save_async(str((saving / STATE).resolve()), tree, overwrite=True)
         except Exception as error:
             raise _unwritten(saving, error) from error
-        self._note(step, metric)
+        self.newest = step
+        if metric is not None and (self.best is None or metric > self.best[0]):
+            self.best = metric, step
+        facts["best"] = self.best and {"metric": self.best[0], "step": self.best[1]}
         self._pending = self._worker.submit(self._commit, writing.result, saving, facts)
 
     def saved(self) -> bool:
@@ -130,31 +129,32 @@ class Checkpoints:
 
         Raises:
             ConfigError: the checkpoint is of other settings, other data, or a model of other shapes.
-            IntegrityError: there are checkpoints, and all of them are damaged.
+            IntegrityError: there are checkpoints, and all of them are damaged, or the best is.
+            MLPruneError: its files are whole, and yet it cannot be read.
         """
         step = agree(first_alone(lambda: self._newest_whole(like)) or 0)
         if step == 0:
             return None
-        state = load_state(self.folder / f"{step:08d}" / STATE, like)
-        for path in sorted(self.folder.glob("[0-9]*")):
-            facts = read_json(path / MANIFEST)
-            self._note(facts["step"], facts["metric"])
-        return state
+        folder = self.folder / f"{step:08d}"
+        best = read_json(folder / MANIFEST)["best"]
+        self.newest, self.best = step, best and (best["metric"], best["step"])
+        return _load_whole(folder / STATE, like)
 
     def restore_best(self, like: Any) -> Any:
         """The state with the best metric; ``save`` was told one at least once.
 
         Raises:
             IntegrityError: it is damaged.
+            MLPruneError: its files are whole, and yet it cannot be read.
         """
         assert self.best is not None
         folder = self.folder / f"{self.best[1]:08d}"
         first_alone(lambda: check_manifest(folder))
-        return load_state(folder / STATE, like)
+        return _load_whole(folder / STATE, like)
 
     def _newest_whole(self, like: Any) -> int | None:
         """The step of the newest checkpoint whose files are whole; damaged ones are set aside."""
-        for leftover in self.folder.glob(f"*{SAVING}"):  # of a run that was killed while it saved
+        for leftover in self.folder.glob(f"*{SAVING}"):  # of a run that was killed while it saved, or removed
             shutil.rmtree(leftover)
         steps = sorted((path for path in self.folder.glob("[0-9]*") if path.is_dir()), reverse=True)
         whole = []
@@ -166,6 +166,7 @@ class Checkpoints:
         if whole:
             folder, facts = whole[0]
             self._check_same(folder, facts, like)
+            self._check_best(facts["best"], {int(folder.name) for folder, _ in whole})
             return int(facts["step"])
         if steps or (self.folder / QUARANTINE).is_dir():
             raise IntegrityError(
@@ -174,10 +175,13 @@ class Checkpoints:
             )
         return None
 
-    def _note(self, step: int, metric: float | None) -> None:
-        self.newest = step
-        if metric is not None and (self.best is None or metric > self.best[0]):
-            self.best = metric, step
+    def _check_best(self, best: dict[str, Any] | None, whole: set[int]) -> None:
+        """See that the state which measured best is there: going on without it would end with a worse one."""
+        if best is not None and best["step"] not in whole:
+            raise IntegrityError(
+                f"{self.folder / format(best['step'], '08d')}, which measured best, is damaged or gone",
+                hint=f"take it from a copy, or remove {self.folder} to train this stage from its start again",
+            )
 
     def _check_same(self, folder: Path, facts: dict[str, Any], like: Any) -> None:
         differing = [name for name, value in self._identity.items() if facts["identity"].get(name) != value]
@@ -218,7 +222,8 @@ class Checkpoints:
         whole = sorted(path for path in self.folder.glob("[0-9]*") if not path.name.endswith(SAVING))
         for old in whole[: -self._keep]:
             if self.best is None or int(old.name) != self.best[1]:
-                shutil.rmtree(old, ignore_errors=True)
+                # Renamed first: a kill then leaves nothing that looks like a damaged checkpoint.
+                shutil.rmtree(old.rename(old.with_name(old.name + SAVING)), ignore_errors=True)
 
     def _set_aside(self, folder: Path, error: IntegrityError) -> None:
         place = self.folder / QUARANTINE / folder.name
@@ -228,10 +233,32 @@ class Checkpoints:
         _log.warning("%s; moved to %s, the one before is tried", error.message, place)
 
 
+def _load(folder: Path, like: Any) -> Any:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here), like
+    )
+    return ocp.load(str(folder.resolve()), abstract)
+
+
+def _load_whole(folder: Path, like: Any) -> Any:
+    """Read a state whose files are as they were written: what fails then is no damage, and nothing is to be removed."""
+    try:
+        return _load(folder, like)
+    except Exception as error:
+        raise MLPruneError(
+            f"cannot read the checkpoint {folder}, though its files are whole: {_told(error)}",
+            hint="see that memory suffices, that the files may be read, and that orbax is the version that wrote them",
+        ) from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _unwritten(folder: Path, error: Exception) -> MLPruneError:
-    told = " ".join(str(error).split())[:200]
     return MLPruneError(
-        f"cannot write the checkpoint {folder}: {type(error).__name__}: {told}",
+        f"cannot write the checkpoint {folder}: {_told(error)}",
         hint="see that the disk has space and can be written, then `mlprune resume`; earlier checkpoints are whole",
     )
 

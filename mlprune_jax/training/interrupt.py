@@ -9,8 +9,9 @@ import threading
 from types import FrameType
 from typing import Any
 
-import jax
 from jax.experimental import multihost_utils
+
+from mlprune_jax.training.processes import several
 
 _log = logging.getLogger(__name__)
 
@@ -35,14 +36,13 @@ class StopRequest:
     def __call__(self) -> bool:
         """Whether to stop here; every process must ask at the same places."""
         self._calls += 1
-        if jax.process_count() > 1:
+        if several():
             return multihost_utils.reached_preemption_sync_point(self._calls)
         return self._asked
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            several = jax.process_count() > 1
-            handlers = {signal.SIGINT: _terminate} if several else dict.fromkeys(SIGNALS, self._ask)
+            handlers = {signal.SIGINT: _terminate} if several() else dict.fromkeys(SIGNALS, self._ask)
             self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from mlprune_jax.errors import Preempted
 from mlprune_jax.training.checkpoint import Checkpoints
-from mlprune_jax.training.processes import agree, is_first
+from mlprune_jax.training.processes import agree, is_first, several
 from mlprune_jax.training.state import TrainState
 
 CLOCK_STEPS = 16
@@ -92,6 +91,6 @@ class Keeper:
         self._checkpoints.close()
 
     def _time_is_up(self, number: int) -> bool:
-        if jax.process_count() > 1 and number % CLOCK_STEPS:
+        if several() and number % CLOCK_STEPS:
             return False
         return bool(agree(int(time.monotonic() - self._saved_at >= self._seconds)))

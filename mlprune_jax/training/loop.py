@@ -87,6 +87,6 @@ def _report(
     if values["skipped"] >= MAX_SKIPPED:
         raise NumericalError(
             f"loss or gradient was not finite for {int(values['skipped'])} steps in a row, up to step {number}",
-            hint=f"lower the learning rate, or look at that step's batch, {keeper.write_batch(number, batch)}; "
-            f"{keeper.newest()} holds finite weights",
+            hint=f"look at that step's batch, {keeper.write_batch(number, batch)}; {keeper.newest()} holds finite "
+            "weights; a lower learning rate takes a new run, from the stages that are finished (docs/long-runs.md)",
         )

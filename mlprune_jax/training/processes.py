@@ -95,6 +95,14 @@ def started_by_launcher() -> bool:
     return several or (pod and find_spec("kubernetes") is not None)
 
 
+def several() -> bool:
+    """Whether this process is one of several; starts no backend where it is not.
+
+    A sweep's process, which only hands out runs, so leaves the accelerators to them.
+    """
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def is_first() -> bool:
     """Whether this process writes and reports: process 0, or the only one."""
     return jax.process_index() == 0
@@ -106,7 +114,7 @@ def first_alone(work: Callable[[], Result]) -> Result | None:
     Raises:
         MLPruneError: on the others, where ``work`` failed; the first raises what ``work`` raised.
     """
-    if jax.process_count() == 1:
+    if not several():
         return work()
     result, failure = None, None
     if is_first():
@@ -124,6 +132,6 @@ def first_alone(work: Callable[[], Result]) -> Result | None:
 
 def agree(value: int) -> int:
     """The first process's value, on all of them."""
-    if jax.process_count() == 1:
+    if not several():
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))

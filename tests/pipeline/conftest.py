@@ -23,6 +23,10 @@ GEOMETRY = ModelConfig(
 )
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the library handles it, nothing is tidied up."""
+
+
 class Tiny(NamedTuple):
     """Where the model and the data lie, and plain settings for `RunConfig`."""
 

@@ -59,6 +59,8 @@ class Executor:
 
     def map_array(self, function, *columns):
         rows = list(zip(*columns, strict=True))
+        if self.parameters.get("slurm_partition") == "mistyped":
+            raise RuntimeError("sbatch: error: invalid partition specified: mistyped")
         SUBMITTED.append((self.parameters, [workdir.name for _, workdir, _ in rows]))
         return [SlurmJob(None, f"9_{i}", lambda row=row: function(*row)) for i, row in enumerate(rows)]
 
@@ -105,9 +107,9 @@ def test_asked_to_stop_the_sweep_leaves_slurm_jobs_running(submitit, tmp_path):
     assert [change["state"] for _, change in events] == ["running"]
 
 
-@pytest.mark.parametrize("resources", [{"nonsense": 1}, {"cluster": "moon"}])
+@pytest.mark.parametrize("resources", [{"nonsense": 1}, {"cluster": "moon"}, {"slurm_partition": "mistyped"}])
 def test_wrong_resources_submit_nothing(submitit, tmp_path, resources):
-    with pytest.raises(ConfigError, match=r"nonsense|moon"):
+    with pytest.raises(ConfigError, match=r"nonsense|moon|mistyped"):
         list(on_slurm(jobs(tmp_path, "good"), place(tmp_path, **resources)))
     assert SUBMITTED == []
 

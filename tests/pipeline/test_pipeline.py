@@ -20,12 +20,13 @@ from mlprune_jax.inference.service import load as load_to_serve
 from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
+from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pruning.density import HeadRowCost, dense_size, density
 from mlprune_jax.pruning.granularity import HEAD, MATRICES, ROW, find_groups, matrix_shapes
 from mlprune_jax.training.teaching import ask_teacher
 from tests.documents import examples, execute
 from tests.inference.conftest import close
-from tests.pipeline.conftest import GEOMETRY
+from tests.pipeline.conftest import GEOMETRY, Killed
 
 TARGET = 0.4
 STAGES = ("dense", "heads_rows", "blocks")
@@ -305,10 +306,17 @@ def test_a_recovery_of_logits_asks_the_teacher_once(tiny, tmp_path, monkeypatch)
         asked.append(arguments)
         return ask_teacher(*arguments)
 
+    def killed(*_):
+        raise Killed
+
     monkeypatch.setattr("mlprune_jax.pipeline.stages.ask_teacher", counting)
-    once = pipeline.run(config, tmp_path / "once", quiet=True)["final"]
-    assert len(asked) == 1
-    monkeypatch.setattr("mlprune_jax.pipeline.stages._teacher_columns", lambda *_: {})
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "finish", killed)
+        with pytest.raises(Killed):
+            pipeline.run(config, tmp_path / "once", quiet=True)
+    once = pipeline.resume(tmp_path / "once", quiet=True)["final"]
+    assert len(asked) == 1  # found by review: and again for a training whose last step was saved
+    monkeypatch.setattr("mlprune_jax.pipeline.stages._answers_once", lambda *_: False)
     always = pipeline.run(config, tmp_path / "always", quiet=True)["final"]
     assert once["loss"] == pytest.approx(always["loss"], rel=1e-3)
 
@@ -398,6 +406,19 @@ def test_tiles_of_blocks_round_alone(tiny):
     stage = {**tiny.settings["prune"]["heads_rows"], "multiple_of": 8}
     with pytest.raises(ValueError, match=r"heads_rows\.multiple_of is for heads and rows alone"):
         tiny.config(prune={**tiny.settings["prune"], "heads_rows": stage})
+
+
+def test_settings_of_thresholds_are_refused_where_there_are_none():
+    with pytest.raises(ValueError, match="has no thresholds: threshold_start, threshold_gradient would do nothing"):
+        BlockStage(threshold_start=9, threshold_gradient="boundary")
+
+
+@pytest.mark.parametrize(("density", "first", "idle"), [(0.5, None, True), (0.5, 0.75, False), (0.4, None, False)])
+def test_blocks_with_nothing_to_remove_are_said(tiny, tmp_path, caplog, density, first, idle):
+    prune = tiny.settings["prune"]
+    stage = {**prune["heads_rows"], "density": first}
+    pipeline.plan(tiny.config(prune={**prune, "density": density, "heads_rows": stage}), tmp_path / "run")
+    assert ("prune.blocks has no tile to remove" in caplog.text) == idle
 
 
 def test_density_of_the_only_stage_is_the_density(tiny):

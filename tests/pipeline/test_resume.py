@@ -26,14 +26,11 @@ from mlprune_jax.pipeline.verification import verify_folder
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.metrics import evaluate
 from mlprune_jax.training.speed import RATES
+from tests.pipeline.conftest import Killed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
 TRAININGS = {"dense": 8, "heads_rows": 4, "heads_rows.recover": 4, "blocks": 4, "blocks.recover": 4}
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the library handles it, nothing is tidied up."""
 
 
 def config(tiny, **more):
@@ -192,11 +189,13 @@ def flip_weight(path):
     save_file(weights | {name: weights[name] + 1}, path)
 
 
-@pytest.mark.parametrize("damage", ["gone", "flipped"])
+@pytest.mark.parametrize("damage", ["gone", "flipped", "killed over its manifest"])
 def test_a_finished_run_gets_its_final_model_again(undisturbed, tmp_path, monkeypatch, damage):
     copied = shutil.copytree(undisturbed, tmp_path / "copy")
     if damage == "gone":
         shutil.rmtree(copied / "final")
+    elif damage == "killed over its manifest":
+        (copied / "final" / MANIFEST).rename(copied / "final" / f".{MANIFEST}.tmp")
     else:
         flip(copied / "final" / "model.safetensors")
     monkeypatch.setattr("mlprune_jax.pipeline.stages.fit", lambda *_, **__: pytest.fail("a stage was trained"))

@@ -1,5 +1,8 @@
 """The laws of masks, counts and removal: masked = shrunk, counts exact, the cut maximal."""
 
+from dataclasses import replace
+from inspect import unwrap
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,6 +160,19 @@ def test_tile_masks_alone_are_nothing_to_shrink_by(params):
 def test_groups_of_the_same_parameter_are_refused():
     with pytest.raises(ConfigError, match="two groups cut bert/encoder/layer_0/attention/query/kernel"):
         find_groups(CONFIG, (HEAD, block((8, 8))))
+
+
+def test_what_is_cut_together_is_alike():
+    odd = Granularity("odd", {"odd": ("attention/output", "ffn/intermediate")}, (1,), cuts_bias=True)
+    with pytest.raises(ConfigError, match="odd cuts matrices together whose units lie over other sizes"):
+        find_groups(CONFIG, (odd,))
+    with pytest.raises(ConfigError, match=r"odd cuts unknown matrices \['ffn/middle'\]"):
+        find_groups(CONFIG, (replace(odd, coupled={"odd": ("ffn/middle",)}),))
+
+
+def test_an_unknown_init_of_scores_is_refused():
+    with pytest.raises(ConfigError, match="no init 'magnitude' of scores: there are constant, uniform"):
+        unwrap(init_scores)(HEAD_ROW, "magnitude")  # as where no types are checked
 
 
 def test_units_without_a_price_are_refused():

@@ -204,6 +204,40 @@ def test_the_best_stays_beside_the_newest_and_comes_back(tmp_path):
     same(again.restore_best(state(0)), state(2))
 
 
+def test_a_best_that_is_damaged_is_told_and_no_worse_one_taken(tmp_path):
+    """Found by review: with steps 1 and 3 alone, the second best came back as the best."""
+    saved = checkpoints(tmp_path / "kept", keep=2)
+    for step, metric in ((1, 0.5), (2, 0.9), (3, None), (4, 0.6)):
+        saved.save(step, state(step), metric)
+    saved.wait()
+    (tmp_path / "kept" / "00000002" / MANIFEST).unlink()
+    for _ in range(2):  # the second time it lies in quarantine
+        with pytest.raises(IntegrityError, match="00000002, which measured best, is damaged or gone"):
+            checkpoints(tmp_path / "kept").restore(state(0))
+
+
+def test_what_cannot_be_read_though_it_is_whole_is_not_called_damaged(two, monkeypatch):
+    def load(*_):
+        raise ValueError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr("mlprune_jax.training.checkpoint.ocp.load", load)
+    with pytest.raises(MLPruneError, match="though its files are whole: ValueError: RESOURCE_EXHAUSTED") as failure:
+        checkpoints(two).restore(state(0))
+    assert not isinstance(failure.value, IntegrityError)
+
+
+def test_a_kill_while_an_old_one_is_removed_leaves_nothing_damaged(copied, monkeypatch, caplog):
+    saved = checkpoints(copied, keep=1)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # what is to be removed is left as it is
+    saved.save(10, state(10))
+    saved.wait()
+    monkeypatch.undo()
+    again = checkpoints(copied)
+    same(again.restore(state(0)), state(10))
+    assert not caplog.messages
+    assert steps(copied) == ["00000010"]
+
+
 def test_a_checkpoint_of_other_devices_is_told(copied, caplog):
     path = copied / "00000009" / MANIFEST
     facts = json.loads(path.read_text())

@@ -127,7 +127,9 @@ def test_what_cannot_arrive_is_refused_or_mended(densities, what, caplog):
     with pytest.raises(ConfigError, match="must fall by"):
         arriving(stage.model_copy(update={"short_schedule": "refuse"}), cost, 0.5, 500)
     allowing = stage.model_copy(update={"short_schedule": "allow"})
+    caplog.clear()
     assert arriving(allowing, cost, 0.5, 500) == allowing
+    assert "at most; left so" in caplog.text
 
 
 def test_scores_that_are_not_to_learn_stay_and_it_is_said_so(caplog):

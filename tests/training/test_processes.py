@@ -1,6 +1,8 @@
 """Processes that look for each other, and what the first does for all where there is but one."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -26,6 +28,28 @@ def test_nothing_happens_where_no_launcher_started_several(monkeypatch):
 def test_several_tasks_of_a_launcher_are_found(monkeypatch, name):
     monkeypatch.setenv(name, "4")
     assert started_by_launcher()
+
+
+@pytest.mark.parametrize("package", [None, "kubernetes"])
+def test_a_pod_of_an_indexed_job_is_found_where_jax_could_ask_for_the_others(monkeypatch, package):
+    for name in ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr("mlprune_jax.training.processes.find_spec", lambda _: package)
+    assert started_by_launcher() == (package is not None)
+
+
+def test_handing_out_runs_leaves_the_accelerators_alone(tmp_path):
+    """Found by review: a sweep's lock and its signals asked jax how many processes there are."""
+    code = f"""
+from pathlib import Path
+from jax._src.xla_bridge import backends_are_initialized
+from mlprune_jax.pipeline.folder import RunFolder
+from mlprune_jax.training.interrupt import StopRequest
+with RunFolder(Path({str(tmp_path)!r})).locked(), StopRequest() as stopping:
+    assert not stopping()
+    assert not backends_are_initialized()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_all_three_or_none():

@@ -97,7 +97,7 @@ def test_a_non_finite_step_changes_nothing_but_its_count(setting):
     assert int(good.skipped) == 0
 
 
-def test_teacher_gets_no_gradient_and_frozen_embeddings_are_no_part_of_the_state(setting):
+def test_frozen_embeddings_are_no_part_of_the_state(setting):
     _, fresh, fixed = setting
     state = fresh()
     assert "embeddings" not in state.trained["params"]["bert"]
@@ -138,6 +138,26 @@ def test_a_batch_in_parts_is_the_whole_batch():
         CONFIG.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}), "classification", 2
     )
     assert_close(one_step(still), one_step(still, accumulate=2))
+
+
+def test_dropout_differs_by_step_and_by_part():
+    """With nothing learned, from the same example in every step and part."""
+    one = {name: rows[:1] for name, rows in batch().items()}
+    still = optax.sgd(0.0)
+
+    def losses(parts):
+        state = init_state({"params": init_params(MODEL, 0)}, still)
+        step = make_train_step(MODEL, still, accumulate=parts)
+        alike = {name: rows.repeat(parts, 0) for name, rows in one.items()}
+        found = []
+        for _ in range(2):
+            state, metrics = step(state, Fixed({}), alike, KEY)
+            found.append(float(metrics["loss"]))
+        return found
+
+    two, four = losses(2), losses(4)
+    assert two[0] != pytest.approx(two[1])
+    assert two[0] != pytest.approx(four[0])  # the mean over parts that are alike would be that of one
 
 
 def test_rematerialized_is_the_same_step():
