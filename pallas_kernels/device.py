@@ -40,7 +40,12 @@ def hardware_name() -> str:
         return device_kind()
     model, flags = _cpu_model_and_flags()
     vectors = next((name for name in ("avx512_bf16", "avx512f", "avx2", "asimd") if name in flags), "no wide vectors")
-    return f"{model}, {vectors}, {os.cpu_count()} cores"
+    return f"{model}, {vectors}, {cores()} cores"
+
+
+def cores() -> int:
+    """Cores that this process may use: a scheduler often leaves it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def any_generation(hardware: str) -> str:

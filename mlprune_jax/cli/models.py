@@ -84,6 +84,9 @@ def predict(
     columns: Annotated[
         str | None, typer.Option(help="Columns of the texts, a,b for pairs; the task's otherwise.")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What the model is for, squad2 say, where its folder does not tell.")
+    ] = None,
     skip_damaged: SkipDamaged = False,
     batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Texts in one step.")] = 32,
     seq: Annotated[str | None, typer.Option(help="Lengths in tokens, 32,128 say; those of training if unset.")] = None,
@@ -104,6 +107,7 @@ def predict(
             *streams,
             table_format=table_format,
             columns=tuple(name.strip() for name in columns.split(",")) if columns else None,
+            task=task,
             skip_damaged=skip_damaged,
             batch_size=batch_size,
             lengths=numbers(seq, "--seq") if seq else None,

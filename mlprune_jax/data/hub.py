@@ -7,6 +7,7 @@ not bound that. So a download runs in a process of its own that is ended at the 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -169,7 +170,7 @@ def download_model(hub_id: str, *, offline: bool = False, seconds: float = 1800.
     if not re.fullmatch(MODEL_ID, hub_id):
         raise ModelError(f"{what}: not a name on the hub", hint="write it as 'org/name', or pass a local folder")
     folder = _cached_model(hub_id)
-    if folder is None:
+    if folder is None or (_lacks_parts(folder) and _may_ask(offline)):
         _require_hub(ModelError, f"{what} is neither a folder here nor complete in the hub's cache", offline)
         try:
             folder = Path(run_with_deadline(_CHILD, "model", hub_id, seconds=seconds).splitlines()[-1])
@@ -195,6 +196,20 @@ def _cached_model(hub_id: str) -> Path | None:
 
 def _has_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _lacks_parts(folder: Path) -> bool:
+    """Whether a model came file by file, as transformers caches it, and its tokenizer or a shard did not yet come."""
+    named: set[str] = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):  # who reads it tells what is wrong
+            named |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    return not tokenizer or not all((folder / name).is_file() for name in named)
+
+
+def _may_ask(flag: bool) -> bool:
+    return not offline(flag) and reachable()
 
 
 def _require_hub(kind: type[DataError | ModelError], missing: str, flag: bool) -> None:

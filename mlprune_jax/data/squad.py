@@ -225,8 +225,10 @@ def _check(item: _Item, task: SquadTask | None, source: str) -> _Question | str:
     """The question, or what is wrong with it."""
     fields = item.fields
     name = fields.get("id")
+    if type(name) is int:  # as annotation tools give
+        name = str(name)
     if not _is_text(name) or not name:
-        return "the question has no id, or one that is no text"
+        return "the question has no id, or one that is no text and no whole number"
     if not _is_text(fields.get("question")) or not fields["question"].strip():
         return f"question {name!r}: its text is missing, blank or no valid text"
     if not _is_text(item.context) or not item.context.strip():

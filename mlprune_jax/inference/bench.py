@@ -16,10 +16,10 @@ from flax.traverse_util import unflatten_dict
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError
+from mlprune_jax.files import write_json
 from mlprune_jax.inference.plan import Decision
 from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
 from mlprune_jax.inference.service import load
-from mlprune_jax.models.model_folder import write_json
 from mlprune_jax.models.names import Kind, expected_shapes
 from mlprune_jax.pruning.density import dense_size, encoder_size
 from mlprune_jax.pruning.granularity import format_block

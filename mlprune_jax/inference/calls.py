@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from mlprune_jax.inference.forward import ModelParams
 from mlprune_jax.inference.plan import Decision, decide
 from pallas_kernels import Implementation
 from pallas_kernels.block_sparse_matmul.costs import CostTable
-from pallas_kernels.device import platform
+from pallas_kernels.device import cores, platform
 
 Item = TypeVar("Item")
 
@@ -51,7 +50,7 @@ def _rows(batch: int, length: int) -> int:
 
 def side_by_side(calls: int) -> int:
     """How many of a batch's calls run at once."""
-    return min(calls, os.cpu_count() or 1)
+    return min(calls, cores())
 
 
 def begin_calls(call: Callable[..., Any], inputs: Sequence[np.ndarray], rows: int) -> Callable[[], np.ndarray]:
@@ -86,4 +85,4 @@ def begun_ahead(items: Iterable[Item]) -> Iterator[Item]:
 @cache
 def _workers() -> ThreadPoolExecutor:
     """One thread for each core, shared by all models."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mlprune")
+    return ThreadPoolExecutor(cores(), thread_name_prefix="mlprune")

@@ -82,7 +82,10 @@ class _Graph:
         given = [helper.make_tensor_value_info(name, TensorProto.INT64, ("batch", "length")) for name in INPUTS]
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, sizes)
         graph = helper.make_graph(self.nodes, "bert", given, [logits], self.constants)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="mlprune_jax")
+        operators = [helper.make_opsetid("", OPSET)]
+        # The oldest format that has these operators: onnx's own newest is refused by runtimes older than it.
+        oldest = helper.find_min_ir_version_for(operators)
+        return helper.make_model(graph, opset_imports=operators, ir_version=oldest, producer_name="mlprune_jax")
 
 
 def _embed(graph: _Graph, params: ModelParams, config: ModelConfig) -> str:

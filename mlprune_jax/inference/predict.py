@@ -46,6 +46,7 @@ def predict_file(
     *,
     table_format: str | None = None,
     columns: tuple[str, ...] | None = None,
+    task: str | None = None,
     skip_damaged: bool = False,
     batch_size: int = 32,
     lengths: Sequence[int] | None = None,
@@ -64,6 +65,7 @@ def predict_file(
             length. A SQuAD file is read whole.
         table_format: "tsv", "csv", "jsonl", or "json" for SQuAD's layout; unset: the file's ending, jsonl for a stream.
         columns: of the one text or two; unset: those of the model's task. A span model's table may have an "id" too.
+        task: what the model is for, where its folder does not say, see `load`.
         skip_damaged: leave damaged lines out and log each, instead of stopping there.
         batch_size: texts in one step.
         lengths, dtype, implementation: see `LoadedModel.compile`.
@@ -78,7 +80,7 @@ def predict_file(
     """
     source, output = _as_path(source), _as_path(output)
     _check_files(source, output)
-    loaded = load(model)
+    loaded = load(model, task=task)
     names = _chosen_columns(loaded, columns)
     place = source if isinstance(source, Path) else Path("standard input")
     ending = f".{table_format}".lower() if table_format else place.suffix.lower() or ".jsonl"

@@ -21,7 +21,8 @@ from mlprune_jax.models.bert import DTYPES
 from mlprune_jax.models.names import Kind
 from pallas_kernels import Implementation, KernelError
 from pallas_kernels.block_sparse_matmul.costs import CostTable
-from pallas_kernels.device import platform
+from pallas_kernels.block_sparse_matmul.implementations import AMPERE
+from pallas_kernels.device import compute_capability, platform
 
 Bucket = tuple[int, int]
 
@@ -171,8 +172,12 @@ def default_dtype() -> str:
 
 
 def _has_fused_attention(config: ModelConfig, dtype: str) -> bool:
-    """Whether cuDNN's attention takes this model: half precision, and a head size that is a multiple of 8 up to 128."""
-    return platform() == "gpu" and dtype != "float32" and config.head_dim % 8 == 0 and config.head_dim <= 128
+    """Whether cuDNN's attention takes this model: half precision, and a head size that is a multiple of 8 up to 128.
+
+    It needs an NVIDIA GPU of Ampere's generation or newer; others run what XLA makes of the textbook's attention.
+    """
+    fits = dtype != "float32" and config.head_dim % 8 == 0 and config.head_dim <= 128
+    return fits and (compute_capability() or (0, 0)) >= (AMPERE, 0)
 
 
 def _activations(dtype: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,9 +26,12 @@ from mlprune_jax.files import AnyPath
 from mlprune_jax.inference.calls import begun_ahead
 from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
 from mlprune_jax.inference.stored import load_masks, model_folder, stored_kind, stored_task
+from mlprune_jax.models.names import Kind
 from mlprune_jax.models.pretrained import load_pretrained
 from pallas_kernels import Implementation
 from pallas_kernels.block_sparse_matmul.costs import CostTable
+
+_log = logging.getLogger(__name__)
 
 Text = str | tuple[str, str]
 Out = TypeVar("Out")
@@ -103,8 +107,12 @@ class LoadedModel(NamedTuple):
         """
         span = self.served.kind == "span"
         if lengths is None:
-            positions, usual = self.served.config.max_position_embeddings, UNTOLD.buckets if span else LENGTHS
-            lengths = self.task.buckets if self.task else sorted({min(length, positions) for length in usual})
+            positions = self.served.config.max_position_embeddings
+            known = self.task or (UNTOLD if span else None)
+            lengths = sorted({min(length, positions) for length in (known.buckets if known else LENGTHS)})
+            if known is None and max(lengths) < positions:
+                told = "%s names no lengths: longer texts are cut at %d tokens; `lengths` may go up to %d"
+                _log.warning(told, self.folder, max(lengths), positions)
         compiled = compile_model(
             self.served,
             batch_sizes=batch_sizes,
@@ -278,13 +286,15 @@ def to_columns(texts: Any) -> tuple[list[str], ...]:
     return tuple([row[i] for row in rows] for i in range(max(sizes, default=0)))
 
 
-def load(path: AnyPath) -> LoadedModel:
+def load(path: AnyPath, *, task: str | None = None) -> LoadedModel:
     """A finished run's final model, or any model folder, dense or pruned, ready to be compiled.
 
     Args:
         path: a run's folder, or a folder with ``config.json``, safetensors weights and a tokenizer.
+        task: what the model is for, where its folder does not say: "squad2" where a question may have no answer.
 
     Raises:
+        ConfigError: ``task`` is none that is known, or not the model's.
         DataError, ModelError, IntegrityError: nothing there, not finished, not a model, no trained head, or damaged.
 
     Example:
@@ -300,4 +310,14 @@ def load(path: AnyPath) -> LoadedModel:
     check_vocabulary(tokenizer, loaded.config.vocab_size)
     labels = loaded.labels or tuple(f"LABEL_{i}" for i in range(loaded.num_labels))
     served = Served(loaded.config, loaded.params, load_masks(folder), kind)
-    return LoadedModel(folder, served, stored_task(folder), labels, tokenizer, threading.Lock())
+    settings = stored_task(folder) if task is None else _task_as_given(folder, task, kind)
+    return LoadedModel(folder, served, settings, labels, tokenizer, threading.Lock())
+
+
+def _task_as_given(folder: Path, name: str, kind: Kind) -> TaskSettings:
+    stored, wanted = stored_task(folder), named_task(name)
+    if stored is not None and stored.task != name:
+        raise ConfigError(f"{folder} is for task {stored.task}, not {name}", hint="leave the task out")
+    if wanted.kind != kind:
+        raise ConfigError(f"task {name} is a {wanted.kind}, and {folder} holds a model for {kind}")
+    return stored or TaskSettings(task=name)

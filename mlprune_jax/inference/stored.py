@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.errors import DataError, IntegrityError, ModelError
@@ -19,6 +19,7 @@ from mlprune_jax.manifest import MANIFEST, check_manifest
 from mlprune_jax.models.hf_config import architectures, read_config
 from mlprune_jax.models.model_folder import MASKS, check_folder
 from mlprune_jax.models.names import Kind
+from mlprune_jax.models.safetensors_io import write_tensors
 
 
 def model_folder(path: AnyPath) -> Path:
@@ -95,7 +96,7 @@ def stored_kind(folder: Path) -> Kind:
 
 def save_masks(folder: Path, masks: dict[str, Any]) -> None:
     """Write bool masks by parameter path."""
-    save_file({"/".join(k): np.asarray(v, bool) for k, v in flatten_dict(masks).items()}, folder / MASKS)
+    write_tensors(folder / MASKS, {"/".join(k): np.asarray(v, bool) for k, v in flatten_dict(masks).items()})
 
 
 def load_masks(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ H kept heads, K features of a head, F kept FFN units.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -40,12 +40,6 @@ class Encoded(NamedTuple):
     pooled: Float[Array, "B D"] | None
     hidden_states: tuple[Hidden, ...]
     attentions: tuple[Probabilities, ...]
-
-
-class DenseClass(Protocol):
-    """What a replacement for `Dense` must accept: an inference runtime passes a block-sparse one."""
-
-    def __call__(self, features: int, *, dtype: Any, kernel_init: Any, name: str) -> nn.Module: ...
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

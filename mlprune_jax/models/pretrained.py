@@ -30,7 +30,6 @@ from mlprune_jax.models.safetensors_io import open_weights, read_tensors, some, 
 __all__ = ["Pretrained", "expected_shapes", "load_pretrained", "resolve_model", "save_pretrained"]
 
 _log = logging.getLogger(__name__)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 class Pretrained(NamedTuple):
@@ -162,13 +161,13 @@ def resolve_model(model: str | Path, *, offline: bool = False) -> Path:
     if exists:
         check_folder(path)
         return path
-    if isinstance(model, Path) or not _HUB_ID.fullmatch(name) or ".." in name:
+    from mlprune_jax.data.hub import MODEL_ID, download_model  # the hub's side, which local folders do without
+
+    if isinstance(model, Path) or not re.fullmatch(MODEL_ID, name) or ".." in name:
         raise ModelError(
             f"model not found: {name!r} is no folder here and cannot be a hub id",
             hint="Give a folder that exists, or a hub id such as google-bert/bert-base-uncased.",
         )
-    from mlprune_jax.data.hub import download_model  # brings in the hub client, which local folders do without
-
     return download_model(name, offline=offline)
 
 

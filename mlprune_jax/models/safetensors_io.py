@@ -115,12 +115,12 @@ def write_weights(folder: Path, tensors: dict[str, NDArray[np.float32]], max_sha
     """
     shards = _split(tensors, max_shard_bytes)
     if len(shards) == 1:
-        _write(folder / WEIGHTS, shards[0])
+        write_tensors(folder / WEIGHTS, shards[0])
         return
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _write(folder / file, shard)
+        write_tensors(folder / file, shard)
         weight_map |= dict.fromkeys(shard, file)
     metadata = {
         "total_parameters": sum(array.size for array in tensors.values()),
@@ -141,7 +141,12 @@ def _split(tensors: dict[str, NDArray[Any]], max_shard_bytes: int | None) -> lis
     return shards
 
 
-def _write(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
+def write_tensors(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
+    """Write one safetensors file of arrays by name, readable to whom the user's other files are.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
     path.touch()
     mode = path.stat().st_mode  # the user's; safetensors gives its files to the owner alone
     try:

@@ -18,7 +18,7 @@ from pallas_kernels import device
 from pallas_kernels.block_sparse_matmul import dense, xla
 from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
 from pallas_kernels.block_sparse_matmul.chains import chain, chain_length
-from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, save_table, user_table_path
+from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, complete, load_table, save_table, user_table_path
 from pallas_kernels.block_sparse_matmul.epilogue import Activation
 from pallas_kernels.block_sparse_matmul.implementations import Implementation, runnable
 from pallas_kernels.block_sparse_matmul.workloads import ACTIVATIONS, MATRICES, make_matrix
@@ -63,7 +63,8 @@ def calibrate(
 ) -> CostTable:
     """Measure the default device and write its table, after every cell, in one step each.
 
-    A cell is left out once the same product was hopeless with fewer blocks. Masks are random.
+    A cell is left out once the same product was hopeless with fewer blocks, and of a cell an implementation that fails.
+    What the file held of the device and is not measured now stays, kind of product by kind. Masks are random.
 
     Args:
         path: of the table; ``None`` is the user's own, which is used from then on.
@@ -82,27 +83,40 @@ def calibrate(
     Raises:
         KernelError: no sparse implementation can run here, or blocks that do not divide a matrix.
     """
-    path = user_table_path(device.hardware_name()) if path is None else path
+    path = Path(user_table_path(device.hardware_name()) if path is None else path)
+    before = _earlier(path)
     platform = device.platform()
     tokens = TOKENS.get(platform, TOKENS["gpu"]) if tokens is None else tokens
     side_by_side = SIDE_BY_SIDE.get(platform, ()) if side_by_side is None else side_by_side
-    cores = os.cpu_count() or 1
+    cores = device.cores()
     loads = [(count, 1) for count in tokens] + [(count, cores) for count in side_by_side if cores > 1]
     dtypes = usual_dtypes() if dtypes is None else dtypes
     started = time.monotonic()
     measured = {"date": time.strftime("%Y-%m-%d"), "jax": jax.__version__, "rounds": rounds} | (details or {})
+    if before.entries:
+        measured["others"] = [before.measured]
     table = CostTable(device.hardware_name(), measured, ())
     for block_shape, dtype, shape in product(blocks, dtypes, SHAPES if shapes is None else shapes):
-        for entry in _ascending(dtype, shape, block_shape, densities, loads, rounds):
+        for entry in _ascending(dtype, shape, block_shape, densities, loads, rounds, report):
             gain = max(entry.seconds["dense"] / s for name, s in entry.seconds.items() if name != "dense")
             took = {"seconds": round(time.monotonic() - started), "load": _load()}
             table = CostTable(table.hardware, measured | took, (*table.entries, entry))
-            save_table(table, path)
+            save_table(complete(table, before), path)
             load = f"{entry.at_once} x {entry.tokens} tokens"
             report(f"{dtype} {shape} {block_shape} {entry.density:.2f} {load}: {gain:.2f}x dense")
             if time.monotonic() - started > seconds_limit:
-                return table
-    return table
+                return complete(table, before)
+    return complete(table, before)
+
+
+def _earlier(path: Path) -> CostTable:
+    """What a file holds of this device from an earlier calibration; nothing where it is damaged or of another one."""
+    hardware = device.hardware_name()
+    try:
+        found = load_table(path)
+    except KernelError:
+        return CostTable(hardware, {}, ())
+    return found if found.hardware == hardware else CostTable(hardware, {}, ())
 
 
 def usual_dtypes() -> tuple[str, ...]:
@@ -119,6 +133,7 @@ def _ascending(
     densities: Sequence[float],
     loads: Sequence[tuple[int, int]],
     rounds: int,
+    report: Callable[[str], None],
 ) -> Iterator[Entry]:
     """Cells of one matrix, from few blocks to many, without those that are sure to lose."""
     hopeful, activation = list(loads), _follows(shape)
@@ -126,11 +141,12 @@ def _ascending(
     for stored in sorted({max(round(density * grid), 1) for density in densities}):
         w = make_matrix(shape, block_shape, stored / grid, jnp.dtype(dtype))
         for load in tuple(hopeful):
-            seconds, gain = _measure(w, *load, rounds, activation)
+            seconds, gain = _measure(w, *load, rounds, activation, report)
             if gain < HOPELESS:
                 hopeful.remove(load)
             kept = round(stored / grid, 6)
-            yield Entry(dtype, shape, block_shape, kept, load[0], seconds, load[1], activation)
+            if len(seconds) > 1:  # than dense
+                yield Entry(dtype, shape, block_shape, kept, load[0], seconds, load[1], activation)
 
 
 def _follows(shape: tuple[int, int]) -> Activation | None:
@@ -141,9 +157,14 @@ def _follows(shape: tuple[int, int]) -> Activation | None:
 
 
 def _measure(
-    w: BlockSparse, tokens: int, at_once: int, rounds: int, activation: Activation | None
+    w: BlockSparse,
+    tokens: int,
+    at_once: int,
+    rounds: int,
+    activation: Activation | None,
+    report: Callable[[str], None],
 ) -> tuple[dict[str, float], float]:
-    """Median seconds of dense and of every implementation, and the best ratio of neighbours."""
+    """Median seconds of dense and of every implementation that runs; the best ratio of neighbours, or 0."""
     platform = device.platform()
     names: list[Implementation] = [n for n in runnable(w) if platform == "cpu" or n not in MADE_FOR_CPUS]
     if not names:
@@ -156,12 +177,20 @@ def _measure(
     compared: tuple[Implementation, ...] = ("dense", *names)
     for name in compared:
         product, held = as_served(name, activation)
-        calls[name] = _call(chain(product), xs, list(map(held, weights)))
+        call = _call(chain(product), xs, list(map(held, weights)))
+        try:
+            jax.block_until_ready(call())
+        except Exception as error:  # one cell's registers or shared memory are no reason to end the others
+            if name == "dense":
+                raise
+            report(f"{w.dtype} {w.shape} {w.block_shape}: {name} left out: {type(error).__name__}: {error}"[:300])
+            continue
+        calls[name] = call
     in_a_row = 1 if at_once == 1 else CALLS_IN_A_ROW
     calls = {name: _side_by_side(call, at_once) for name, call in calls.items()}
     timings = measure_interleaved(calls, rounds=rounds)
     seconds = {name: float(f"{timing.p50 / (in_a_row * chained):.4g}") for name, timing in timings.items()}
-    return seconds, max(ratio(timings["dense"], timings[name]) for name in names)
+    return seconds, max((ratio(timings["dense"], timings[name]) for name in calls if name != "dense"), default=0.0)
 
 
 def _in_turn(w: BlockSparse) -> list[BlockSparse]:

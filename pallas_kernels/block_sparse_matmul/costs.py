@@ -88,7 +88,7 @@ def find_table(hardware: str) -> CostTable | None:
     Raises:
         KernelError: a table is damaged.
     """
-    found = [_table_in(folder, hardware) for folder in (user_table_path(hardware).parent, PACKAGED)]
+    found = [_users_table(hardware), _table_in(PACKAGED, hardware)]
     tables = [replace(table, hardware=hardware) for table in found if table is not None]
     if len(tables) < 2:
         return tables[0] if tables else None
@@ -99,6 +99,13 @@ def complete(own: CostTable, other: CostTable) -> CostTable:
     """A table, and another's entries for whatever kind of product it lacks."""
     kinds = {_kind(entry) for entry in own.entries}
     return replace(own, entries=own.entries + tuple(entry for entry in other.entries if _kind(entry) not in kinds))
+
+
+def _users_table(hardware: str) -> CostTable | None:
+    try:
+        return _table_in(user_table_path(hardware).parent, hardware)
+    except (OSError, RuntimeError):  # no home, or one that this process may not look into
+        return None
 
 
 def _table_in(folder: Path, hardware: str) -> CostTable | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels.block_sparse_matmul.triton import load
@@ -32,6 +33,8 @@ def check_implementation(implementation: Implementation, w: BlockSparse) -> None
         raise KernelError("implementation xla unrolls the pattern, which this matrix carries in its arrays alone")
     if implementation in ("mosaic_gpu", "triton"):
         _check_gpu(implementation)
+    if implementation == "mosaic_gpu" and jax.config.read("jax_enable_x64"):
+        raise KernelError("implementation mosaic_gpu cannot be traced under jax_enable_x64; run without it, or dense")
     if implementation == "mosaic_gpu" and w.dtype == jnp.float32:
         raise KernelError("implementation mosaic_gpu takes bfloat16 and float16; run float32 with dense")
 

@@ -258,6 +258,31 @@ def test_a_model_is_downloaded_without_its_pickles_and_found_again_offline(monke
         hub.download_model("org/name", offline=True)
 
 
+def test_a_model_that_came_without_its_tokenizer_is_fetched_whole(monkeypatch, tmp_path):
+    """Found by review: who had loaded the weights alone in torch was told to pass a folder with a tokenizer."""
+    cache = tmp_path / "hf" / "models--org--name"
+    folder = cache / "snapshots" / COMMIT  # as transformers leaves it, file by file
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes(FILES[name])
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(COMMIT)
+    assert hub.download_model("org/name", offline=True) == folder  # nobody can be asked
+    with serving(model_hub(FILES)) as port:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+        assert (hub.download_model("org/name", seconds=60.0) / "vocab.txt").is_file()
+
+
+def test_a_shard_that_did_not_come_is_missed(tmp_path):
+    (tmp_path / "vocab.txt").touch()
+    weights = {"weight_map": {"w": "model-00001-of-00002.safetensors", "v": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(weights))
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    assert hub._lacks_parts(tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").touch()
+    assert not hub._lacks_parts(tmp_path)
+
+
 def test_a_model_of_pickles_only_and_one_that_does_not_exist(monkeypatch):
     with serving(model_hub({name: FILES[name] for name in ("config.json", "pytorch_model.bin")})) as port:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")

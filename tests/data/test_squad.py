@@ -45,6 +45,7 @@ def read(tmp_path):
 def test_questions_with_all_their_answers(read):
     asked = read(file_of(FIRST, SECOND))
     assert asked.ids == ("a", "b")
+    assert read(file_of({**FIRST, "id": 7})).ids == ("7",)
     assert asked.texts == ([FIRST["question"], SECOND["question"]], [CONTEXT, CONTEXT])
     assert asked.answers == (("Rome", "in Rome"), ("Its cast",))
     begin, end = asked.labels[0]
@@ -63,7 +64,8 @@ def test_questions_alone_need_no_answers(read):
 
 
 DAMAGED = [
-    ({**SECOND, "id": 3}, "the question has no id"),
+    ({**SECOND, "id": 3.5}, "the question has no id"),
+    ({**SECOND, "id": True}, "the question has no id"),
     ({k: v for k, v in SECOND.items() if k != "id"}, "the question has no id"),
     ("no object", "the question has no id"),
     ({**SECOND, "question": " "}, "question 'b': its text is missing, blank or no valid text"),

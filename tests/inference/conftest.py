@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
 from mlprune_jax.inference.simplify import Masked
-from mlprune_jax.models.tasks import TaskModel, init_params
+from mlprune_jax.models.names import expected_shapes
+from mlprune_jax.models.tasks import TaskModel
 from mlprune_jax.pruning.granularity import block, find_groups
 from mlprune_jax.pruning.masks import apply_masks, spread
 
@@ -36,9 +38,13 @@ TILE = (16, 16)
 
 def random_params(config: ModelConfig, kind: Any, num_labels: int) -> dict[str, Any]:
     """Fresh biases and norms are trivial; random ones show a forgotten cut."""
-    fresh = init_params(TaskModel(config, kind, num_labels), 0)
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: np.asarray(leaf) + 0.3 * rng.standard_normal(leaf.shape, np.float32), fresh)
+
+    def draw(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+        return np.float32(path[-1] == "scale") + 0.3 * rng.standard_normal(shape, np.float32)
+
+    shapes = expected_shapes(config, num_labels=num_labels, kind=kind)
+    return unflatten_dict({path: draw(path, shape) for path, shape in sorted(shapes.items())})
 
 
 def random_masks(config: ModelConfig, kept: float, seed: int) -> dict[str, Any]:

@@ -103,6 +103,11 @@ def test_a_span_model_needs_contexts_and_room_for_them(tmp_path):
     predictor = load(folder).compile(batch_sizes=[1])
     assert predictor.compiled.buckets == ((1, 32),)  # no task is stored: 128, 256 and 384 are above its positions
     assert predictor.compiled.logits(np.ones((1, 5), int), [5]).shape == (1, 5, 2)
+    assert predictor._settings.answering["null_threshold"] is None  # every question has an answer
+    told = load(folder, task="squad2").compile(batch_sizes=[1])
+    assert told._settings.answering["null_threshold"] is not None
+    with pytest.raises(ConfigError, match=r"task sst2 is a classification, and .* holds a model for span"):
+        load(folder, task="sst2")
     with pytest.raises(DataError, match=r"takes pairs of texts \(question, context\), got single texts"):
         predictor(["a text"])
     with pytest.raises(ConfigError, match="max_length 32 leaves 0 tokens of a context beside a question of 64"):

@@ -50,7 +50,7 @@ def test_a_batch_of_one_call_is_begun_and_not_waited_for():
 
 
 def test_calls_run_at_once(monkeypatch):
-    monkeypatch.setattr(calls.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(calls, "cores", lambda: 2)
     calls._workers.cache_clear()
     both = threading.Barrier(2, timeout=20)  # broken, unless two calls meet at it
 

@@ -105,6 +105,24 @@ def test_float32_between_kernels_elsewhere(device, dtype, monkeypatch):
     assert runtime._activations(dtype) == "float32"
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "heads", "fused"),
+    [
+        ((9, 0), "bfloat16", 4, True),
+        ((8, 0), "float16", 4, True),
+        ((8, 0), "float32", 4, False),
+        ((7, 5), "bfloat16", 4, False),  # a T4
+        (None, "bfloat16", 4, False),  # AMD's, and a CPU
+        ((9, 0), "bfloat16", 16, False),  # heads of 4
+    ],
+)
+def test_fused_attention_is_taken_where_cudnn_has_it(monkeypatch, capability, dtype, heads, fused):
+    """Found by review: the GPU's generation was not asked for, and a T4 could compile no model."""
+    monkeypatch.setattr(runtime, "compute_capability", lambda: capability)
+    config = CONFIG.model_copy(update={"num_attention_heads": heads})
+    assert runtime._has_fused_attention(config, dtype) == fused
+
+
 def test_a_gpu_keeps_bfloat16_between_a_bfloat16_models_kernels(tile_model, monkeypatch):
     inputs = batch()
 

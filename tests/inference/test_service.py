@@ -14,7 +14,7 @@ from mlprune_jax.cli import app
 from mlprune_jax.data.demo import VOCABULARY, write_demo
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError, IntegrityError, ModelError, NumericalError
-from mlprune_jax.inference import calls
+from mlprune_jax.inference import calls, service
 from mlprune_jax.inference.predict import predict_file
 from mlprune_jax.inference.service import load, to_columns
 from mlprune_jax.inference.simplify import Masked
@@ -124,6 +124,12 @@ def test_a_stream_takes_texts_alone(predictor):
         predictor.stream("good")  # else each letter would be a text
     with pytest.raises(ConfigError, match="chunk must be at least 1"):
         predictor.stream(TEXTS, chunk=0)
+
+
+def test_a_folder_that_names_no_lengths_is_said_to_cut(folder, monkeypatch, caplog):
+    monkeypatch.setattr(service, "LENGTHS", (8,))
+    load(folder)._replace(task=None).compile(batch_sizes=[1])
+    assert "names no lengths: longer texts are cut at 8 tokens; `lengths` may go up to 32" in caplog.text
 
 
 def test_texts_that_were_cut_are_counted(folder):

@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 
 from pallas_kernels import BlockSparse, KernelError, block_sparse_matmul, choose_for, pad_blocks, to_dense
-from pallas_kernels.block_sparse_matmul import workloads, xla
+from pallas_kernels.block_sparse_matmul import implementations, workloads, xla
 from pallas_kernels.block_sparse_matmul.xla import CHUNK
 from tests.kernels import pairwise
 
@@ -237,6 +237,14 @@ def test_bad_input_is_refused(message):
     function = getattr(block_sparse_matmul, "__wrapped__", block_sparse_matmul)  # without the tests' type checks
     with pytest.raises(KernelError, match=message):
         function(jnp.asarray(x), w, **{name: _array(value) for name, value in options.items()})
+
+
+def test_mosaic_is_refused_where_it_cannot_be_traced(monkeypatch):
+    monkeypatch.setattr(implementations, "compute_capability", lambda: (9, 0))
+    w = workloads.make_matrix((64, 64), (32, 32), 0.5, jnp.bfloat16)
+    implementations.check_implementation("mosaic_gpu", w)
+    with jax.enable_x64(True), pytest.raises(KernelError, match="cannot be traced under jax_enable_x64"):
+        implementations.check_implementation("mosaic_gpu", w)
 
 
 def _array(value):

@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import KernelError, choose, choose_for, device, load_table
+from pallas_kernels import KernelError, block_sparse_matmul, choose, choose_for, device, load_table
 from pallas_kernels.block_sparse_matmul import calibrate as calibration
 from pallas_kernels.block_sparse_matmul import costs, implementations, workloads
 from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, find_table, save_table, user_table_path
@@ -267,13 +268,29 @@ def test_a_table_from_before_generations_were_told_apart_stands_in(tmp_path, mon
 def test_cpus_of_one_name_are_told_apart_by_generation(monkeypatch):
     told = "vendor_id : AuthenticAMD\ncpu family : 25\nmodel : 17\nmodel name : EPYC\nflags : sse avx2\n"
     monkeypatch.setattr(device, "Path", lambda _: SimpleNamespace(read_text=lambda **_: told))
-    monkeypatch.setattr(device.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(device, "cores", lambda: 4)
     device._cpu_model_and_flags.cache_clear()
     try:
         assert hardware_name() == "EPYC (family 25, model 17), avx2, 4 cores"
         assert device.any_generation(hardware_name()) == "EPYC, avx2, 4 cores"
     finally:
         device._cpu_model_and_flags.cache_clear()
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert device.cores() == 1
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), RuntimeError("no home directory")])
+def test_a_home_that_cannot_be_read_has_no_table(monkeypatch, error):
+    """Found by review: in a container of another user no packed model could be compiled."""
+
+    def unreadable(*_):
+        raise error
+
+    monkeypatch.setattr(costs, "user_table_path", unreadable)
+    assert find_table("EPYC, avx2, 2 cores of nobody's") is None
 
 
 def test_a_matrix_runs_by_the_users_table(tmp_path, monkeypatch):
@@ -284,6 +301,8 @@ def test_a_matrix_runs_by_the_users_table(tmp_path, monkeypatch):
         table = CostTable(hardware_name(), {}, (replace(cell, seconds=seconds),))
         save_table(table, user_table_path(hardware_name()))
         assert choose_for(w, 8).implementation == picked
+        traced = str(jax.make_jaxpr(lambda x: block_sparse_matmul(x, w))(jnp.ones((8, 64))))
+        assert traced.count("dot_general") == {"dense": 1, "xla": 2}[picked]  # a product for each column of tiles
     # Padding blocks of a matrix without a pattern are computed, and so counted.
     assert "density 2.00" in choose_for(w.without_pattern(), 8).reason
 
@@ -309,8 +328,38 @@ def test_calibration_writes_a_table_that_is_used(tmp_path, monkeypatch):
     assert choose_for(workloads.make_matrix((64, 64), (32, 32), 0.25, jnp.float32), 8).ratio is not None
 
 
+def test_a_second_calibration_keeps_what_it_does_not_measure(tmp_path):
+    """Found by review: it began with an empty table, and what stopped it early left the user a stub."""
+    facts = {"blocks": [(32, 32)], "densities": [0.25], "tokens": [4], "dtypes": ["float32"], "rounds": 1}
+    facts |= {"report": lambda line: None, "side_by_side": []}
+    first = calibration.calibrate(tmp_path / "a.json", shapes=[(64, 64), (64, 32)], **facts)
+    both = calibration.calibrate(tmp_path / "a.json", shapes=[(64, 32)], **facts)
+    assert load_table(tmp_path / "a.json") == both
+    assert [each.shape for each in both.entries] == [(64, 32), (64, 64)]
+    assert both.entries[1] == first.entries[0]
+    assert both.measured["others"] == [first.measured]
+
+
+def test_an_implementation_that_fails_at_a_cell_is_left_out_of_it(tmp_path, monkeypatch):
+    serve, lines = calibration.as_served, []
+
+    def failing(implementation, activation=None):
+        product, held = serve(implementation, activation)
+
+        def fail(x, w):
+            raise RuntimeError("out of resource: shared memory")
+
+        return (fail if implementation == "xla" else product), held
+
+    monkeypatch.setattr(calibration, "as_served", failing)
+    facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "densities": [0.25], "dtypes": ["float32"], "tokens": [4]}
+    table = calibration.calibrate(tmp_path / "a.json", side_by_side=[], report=lines.append, **facts)
+    assert table.entries == ()
+    assert "xla left out: RuntimeError: out of resource" in lines[0]
+
+
 def test_calibration_also_measures_calls_side_by_side(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(calibration.device, "cores", lambda: 2)
     facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "densities": [0.25], "dtypes": ["float32"], "rounds": 1}
     table = calibration.calibrate(tmp_path / "a.json", tokens=[4], side_by_side=[8], report=lambda line: None, **facts)
     assert [(each.tokens, each.at_once) for each in table.entries] == [(4, 1), (8, 2)]

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from mlprune_jax.errors import ConfigError, ModelError, NumericalError
+from mlprune_jax.inference.stored import save_masks
+from mlprune_jax.models.model_folder import MASKS
 from mlprune_jax.models.pretrained import expected_shapes, save_pretrained
 from mlprune_jax.models.tasks import TaskModel, init_params
 
@@ -109,6 +111,13 @@ def test_files_get_the_users_permissions(saved):
     modes = {stat.S_IMODE((saved / name).stat().st_mode) for name in os.listdir(saved)}
     (saved / "other").touch()
     assert modes == {stat.S_IMODE((saved / "other").stat().st_mode)}
+
+
+def test_masks_get_the_users_permissions(tmp_path):
+    """Found by review: the owner alone could read them, and another account's service was told of damage."""
+    save_masks(tmp_path, {"bert": {"kernel": np.ones((2, 2), bool)}})
+    (tmp_path / "other").touch()
+    assert (tmp_path / MASKS).stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 @pytest.mark.parametrize("fails", ["model.safetensors", "config.json"])
