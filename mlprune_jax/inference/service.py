@@ -19,7 +19,7 @@ from mlprune_jax.data.encode import Encoded, Tokenizer, check_vocabulary, encode
 from mlprune_jax.data.named import named_task
 from mlprune_jax.data.squad import SQUAD, Questions
 from mlprune_jax.data.tables import NOT_UTF8
-from mlprune_jax.data.tasks import Examples
+from mlprune_jax.data.tasks import Examples, normalized
 from mlprune_jax.data.windows import Windows, encode_windows
 from mlprune_jax.errors import ConfigError, DataError, ModelError, NumericalError
 from mlprune_jax.files import AnyPath
@@ -61,7 +61,7 @@ class LoadedModel(NamedTuple):
     Attributes:
         folder: where it came from.
         served: geometry, parameters and masks.
-        task: what it was trained for; ``None`` for a folder that no run of ours wrote.
+        task: what it was trained for, by its folder or as `load` was told; ``None`` where neither says.
         labels: class names in the order of the head's outputs.
         tokenizer: its tokenizer.
         tokenizing: held while the tokenizer works, which keeps its truncation between calls; all predictors share it.
@@ -96,8 +96,8 @@ class LoadedModel(NamedTuple):
 
         Args:
             batch_sizes: rows of a batch.
-            lengths: tokens of a row; unset: the buckets that the model was trained with, or 32, 64 and 128 (for spans
-                128, 256 and 384) as far as the model has positions.
+            lengths: tokens of a row; unset: the buckets that the model was trained with, or of a folder that no run of
+                ours wrote 32, 64 and 128 (for spans 128, 256 and 384) as far as the model has positions.
             dtype: "float32", "bfloat16" or "float16"; unset: bfloat16 on a GPU or TPU, float32 on a CPU.
             implementation: of all packed matrices; unset: by measured cost, for each.
             table: measured costs; unset: those of this device.
@@ -108,9 +108,9 @@ class LoadedModel(NamedTuple):
         span = self.served.kind == "span"
         if lengths is None:
             positions = self.served.config.max_position_embeddings
-            known = self.task or (UNTOLD if span else None)
-            lengths = sorted({min(length, positions) for length in (known.buckets if known else LENGTHS)})
-            if known is None and max(lengths) < positions:
+            trained = stored_task(self.folder) or (UNTOLD if span else None)  # spans are read in windows, not cut
+            lengths = sorted({min(length, positions) for length in (trained.buckets if trained else LENGTHS)})
+            if trained is None and max(lengths) < positions:
                 told = "%s names no lengths: longer texts are cut at %d tokens; `lengths` may go up to %d"
                 _log.warning(told, self.folder, max(lengths), positions)
         compiled = compile_model(
@@ -315,9 +315,12 @@ def load(path: AnyPath, *, task: str | None = None) -> LoadedModel:
 
 
 def _task_as_given(folder: Path, name: str, kind: Kind) -> TaskSettings:
-    stored, wanted = stored_task(folder), named_task(name)
-    if stored is not None and stored.task != name:
+    stored = stored_task(folder)
+    if stored is not None and normalized(stored.task) == normalized(name):
+        return stored
+    if stored is not None:
         raise ConfigError(f"{folder} is for task {stored.task}, not {name}", hint="leave the task out")
+    wanted = named_task(name)
     if wanted.kind != kind:
         raise ConfigError(f"task {name} is a {wanted.kind}, and {folder} holds a model for {kind}")
-    return stored or TaskSettings(task=name)
+    return TaskSettings(task=name)

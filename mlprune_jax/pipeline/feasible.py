@@ -10,7 +10,7 @@ from mlprune_jax.config.settings import OF_THRESHOLDS, Prune, PruneStage, RunCon
 from mlprune_jax.data.encode import Tokenizer, check_vocabulary
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.pruning.density import BlockCost, HeadRowCost, check_reachable
+from mlprune_jax.pruning.density import BlockCost, Cost, HeadRowCost, check_reachable
 from mlprune_jax.pruning.granularity import HEAD, PARTS, ROW, BlockShape, block, find_groups
 from mlprune_jax.training.arrival import arriving
 
@@ -102,7 +102,7 @@ def check_schedules(prune: Prune, students: Mapping[str, ModelConfig], steps: Ma
     if first.enabled:
         cost = _head_row_cost(students["heads_rows"], prune.head_row_tiles)
         _warn_of_mixture("heads_rows", first)
-        arriving(first, cost, prune.head_row_density, steps["heads_rows"])
+        _check_target(first, cost, prune.head_row_density, steps["heads_rows"])
         if last.enabled and last.start_from is None:
             check_reachable(_block_cost(_smallest(cost), last.shape), prune.density)
             _warn_of_idle_blocks(prune)
@@ -110,7 +110,7 @@ def check_schedules(prune: Prune, students: Mapping[str, ModelConfig], steps: Ma
         _warn_of_mixture("blocks", last)
         known = not first.enabled or last.start_from is not None
         target = prune.density if known else prune.density / prune.head_row_density
-        arriving(last, _block_cost(students["blocks"], last.shape), target, steps["blocks"])
+        _check_target(last, _block_cost(students["blocks"], last.shape), target, steps["blocks"])
 
 
 def _head_row_cost(student: ModelConfig, tiles: BlockShape | None) -> HeadRowCost:
@@ -151,3 +151,9 @@ def _warn_of_mixture(name: str, stage: PruneStage) -> None:
         )
     if stage.densities == "soft" and not stage.two_sided:
         _log.warning("prune.%s is soft without two_sided: nothing brings back scores that fall below 0 together", name)
+
+
+def _check_target(stage: PruneStage, cost: Cost, target: float, steps: int) -> None:
+    check_reachable(cost, target)
+    if stage.short_schedule == "refuse":
+        arriving(stage, cost, target, steps)

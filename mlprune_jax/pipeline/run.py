@@ -110,7 +110,8 @@ def resume(workdir: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
     Raises:
         DataError: the folder holds no run.
         ConfigError: another process runs in it, or its settings, its data or the models it began with have changed.
-        IntegrityError: what a finished stage wrote is damaged, or every checkpoint is.
+        IntegrityError: what a finished stage wrote is damaged, or every checkpoint is, or that which measured best.
+        MLPruneError: a checkpoint cannot be read, though its files are whole.
         Preempted: as `run`.
     """
     folder = RunFolder(home_path(workdir))

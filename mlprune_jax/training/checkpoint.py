@@ -6,6 +6,7 @@ both are complete; until then it is called ``<step>.saving``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shutil
@@ -63,7 +64,7 @@ class Checkpoints:
     Args:
         folder: theirs alone; made with the first of them.
         identity: what must be the same for a checkpoint to go on from, as plain data.
-        keep: how many of the newest stay; the best stays too.
+        keep: how many of the newest stay; what was the best when one of them was saved stays too.
     """
 
     def __init__(self, folder: Path, *, identity: dict[str, Any], keep: int):
@@ -180,7 +181,8 @@ class Checkpoints:
         if best is not None and best["step"] not in whole:
             raise IntegrityError(
                 f"{self.folder / format(best['step'], '08d')}, which measured best, is damaged or gone",
-                hint=f"take it from a copy, or remove {self.folder} to train this stage from its start again",
+                hint=f"take it from a copy (a damaged one lies in {QUARANTINE}/), or remove {self.folder} to train "
+                "this stage from its start again",
             )
 
     def _check_same(self, folder: Path, facts: dict[str, Any], like: Any) -> None:
@@ -220,10 +222,13 @@ class Checkpoints:
             shutil.rmtree(saving, ignore_errors=True)
             raise _unwritten(saving, error) from error
         whole = sorted(path for path in self.folder.glob("[0-9]*") if not path.name.endswith(SAVING))
+        bests = (read_json(kept / MANIFEST)["best"] for kept in whole[-self._keep :])
+        wanted = {best["step"] for best in bests if best is not None}
         for old in whole[: -self._keep]:
-            if self.best is None or int(old.name) != self.best[1]:
+            if int(old.name) not in wanted:
                 # Renamed first: a kill then leaves nothing that looks like a damaged checkpoint.
-                shutil.rmtree(old.rename(old.with_name(old.name + SAVING)), ignore_errors=True)
+                with contextlib.suppress(OSError):  # the new one is saved: room is made with the next
+                    shutil.rmtree(old.rename(old.with_name(old.name + SAVING)))
 
     def _set_aside(self, folder: Path, error: IntegrityError) -> None:
         place = self.folder / QUARANTINE / folder.name

@@ -18,7 +18,7 @@ from pallas_kernels import device
 from pallas_kernels.block_sparse_matmul import dense, xla
 from pallas_kernels.block_sparse_matmul.api import block_sparse_matmul
 from pallas_kernels.block_sparse_matmul.chains import chain, chain_length
-from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, complete, load_table, save_table, user_table_path
+from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, load_table, save_table, user_table_path
 from pallas_kernels.block_sparse_matmul.epilogue import Activation
 from pallas_kernels.block_sparse_matmul.implementations import Implementation, runnable
 from pallas_kernels.block_sparse_matmul.workloads import ACTIVATIONS, MATRICES, make_matrix
@@ -64,7 +64,7 @@ def calibrate(
     """Measure the default device and write its table, after every cell, in one step each.
 
     A cell is left out once the same product was hopeless with fewer blocks, and of a cell an implementation that fails.
-    What the file held of the device and is not measured now stays, kind of product by kind. Masks are random.
+    Cells of the device that the file held and that are not measured now stay in it. Masks are random.
 
     Args:
         path: of the table; ``None`` is the user's own, which is used from then on.
@@ -93,20 +93,41 @@ def calibrate(
     dtypes = usual_dtypes() if dtypes is None else dtypes
     started = time.monotonic()
     measured = {"date": time.strftime("%Y-%m-%d"), "jax": jax.__version__, "rounds": rounds} | (details or {})
-    if before.entries:
-        measured["others"] = [before.measured]
     table = CostTable(device.hardware_name(), measured, ())
     for block_shape, dtype, shape in product(blocks, dtypes, SHAPES if shapes is None else shapes):
         for entry in _ascending(dtype, shape, block_shape, densities, loads, rounds, report):
-            gain = max(entry.seconds["dense"] / s for name, s in entry.seconds.items() if name != "dense")
-            took = {"seconds": round(time.monotonic() - started), "load": _load()}
-            table = CostTable(table.hardware, measured | took, (*table.entries, entry))
-            save_table(complete(table, before), path)
-            load = f"{entry.at_once} x {entry.tokens} tokens"
-            report(f"{dtype} {shape} {block_shape} {entry.density:.2f} {load}: {gain:.2f}x dense")
+            if entry is not None:
+                gain = max(entry.seconds["dense"] / s for name, s in entry.seconds.items() if name != "dense")
+                took = {"seconds": round(time.monotonic() - started), "load": _load()}
+                table = CostTable(table.hardware, measured | took, (*table.entries, entry))
+                save_table(_with_earlier(table, before), path)
+                load = f"{entry.at_once} x {entry.tokens} tokens"
+                report(f"{dtype} {shape} {block_shape} {entry.density:.2f} {load}: {gain:.2f}x dense")
             if time.monotonic() - started > seconds_limit:
-                return complete(table, before)
-    return complete(table, before)
+                return _finished(table, before)
+    return _finished(table, before)
+
+
+def _finished(table: CostTable, before: CostTable) -> CostTable:
+    if not table.entries:
+        raise KernelError(f"every sparse implementation failed on {table.hardware}: nothing was measured")
+    return _with_earlier(table, before)
+
+
+def _with_earlier(table: CostTable, before: CostTable) -> CostTable:
+    """A table, and the cells of an earlier one that it lacks; how those were measured is told under "others"."""
+    cells = {_cell(entry) for entry in table.entries}
+    kept = tuple(entry for entry in before.entries if _cell(entry) not in cells)
+    if not kept:
+        return table
+    others = [{name: fact for name, fact in before.measured.items() if name != "others"}]
+    others += before.measured.get("others", [])
+    return CostTable(table.hardware, table.measured | {"others": others}, table.entries + kept)
+
+
+def _cell(entry: Entry) -> tuple[Any, ...]:
+    """What was measured, whatever it took."""
+    return tuple(value for name, value in vars(entry).items() if name != "seconds")
 
 
 def _earlier(path: Path) -> CostTable:
@@ -134,8 +155,8 @@ def _ascending(
     loads: Sequence[tuple[int, int]],
     rounds: int,
     report: Callable[[str], None],
-) -> Iterator[Entry]:
-    """Cells of one matrix, from few blocks to many, without those that are sure to lose."""
+) -> Iterator[Entry | None]:
+    """Cells of one matrix, from few blocks to many, without those that are sure to lose; ``None`` where all failed."""
     hopeful, activation = list(loads), _follows(shape)
     grid = (shape[0] // block_shape[0]) * (shape[1] // block_shape[1])
     for stored in sorted({max(round(density * grid), 1) for density in densities}):
@@ -145,8 +166,8 @@ def _ascending(
             if gain < HOPELESS:
                 hopeful.remove(load)
             kept = round(stored / grid, 6)
-            if len(seconds) > 1:  # than dense
-                yield Entry(dtype, shape, block_shape, kept, load[0], seconds, load[1], activation)
+            entry = Entry(dtype, shape, block_shape, kept, load[0], seconds, load[1], activation)
+            yield entry if seconds else None
 
 
 def _follows(shape: tuple[int, int]) -> Activation | None:
@@ -164,7 +185,7 @@ def _measure(
     activation: Activation | None,
     report: Callable[[str], None],
 ) -> tuple[dict[str, float], float]:
-    """Median seconds of dense and of every implementation that runs; the best ratio of neighbours, or 0."""
+    """Median seconds of dense and of every implementation that runs, and the best ratio of neighbours; or nothing."""
     platform = device.platform()
     names: list[Implementation] = [n for n in runnable(w) if platform == "cpu" or n not in MADE_FOR_CPUS]
     if not names:
@@ -186,11 +207,13 @@ def _measure(
             report(f"{w.dtype} {w.shape} {w.block_shape}: {name} left out: {type(error).__name__}: {error}"[:300])
             continue
         calls[name] = call
+    if len(calls) == 1:
+        return {}, 0.0
     in_a_row = 1 if at_once == 1 else CALLS_IN_A_ROW
     calls = {name: _side_by_side(call, at_once) for name, call in calls.items()}
     timings = measure_interleaved(calls, rounds=rounds)
     seconds = {name: float(f"{timing.p50 / (in_a_row * chained):.4g}") for name, timing in timings.items()}
-    return seconds, max((ratio(timings["dense"], timings[name]) for name in calls if name != "dense"), default=0.0)
+    return seconds, max(ratio(timings["dense"], timings[name]) for name in calls if name != "dense")
 
 
 def _in_turn(w: BlockSparse) -> list[BlockSparse]:

@@ -108,6 +108,11 @@ def test_a_span_model_needs_contexts_and_room_for_them(tmp_path):
     assert told._settings.answering["null_threshold"] is not None
     with pytest.raises(ConfigError, match=r"task sst2 is a classification, and .* holds a model for span"):
         load(folder, task="sst2")
+    stored = {"mlprune": {"task": {"task": "squad2"}}}
+    save_pretrained(folder, DENSE, random_params(DENSE, "span", 2), kind="span", extra_config=stored)
+    assert load(folder, task="SQuAD-2").task == load(folder).task
+    with pytest.raises(ConfigError, match="is for task squad2, not squad"):
+        load(folder, task="squad")
     with pytest.raises(DataError, match=r"takes pairs of texts \(question, context\), got single texts"):
         predictor(["a text"])
     with pytest.raises(ConfigError, match="max_length 32 leaves 0 tokens of a context beside a question of 64"):

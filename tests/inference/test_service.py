@@ -126,9 +126,12 @@ def test_a_stream_takes_texts_alone(predictor):
         predictor.stream(TEXTS, chunk=0)
 
 
-def test_a_folder_that_names_no_lengths_is_said_to_cut(folder, monkeypatch, caplog):
+def test_a_folder_that_names_no_lengths_is_said_to_cut(folder, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(service, "LENGTHS", (8,))
-    load(folder)._replace(task=None).compile(batch_sizes=[1])
+    shutil.copytree(folder, tmp_path / "foreign")
+    stored = json.loads((folder / "config.json").read_text())
+    (tmp_path / "foreign" / "config.json").write_text(json.dumps({k: v for k, v in stored.items() if k != "mlprune"}))
+    load(tmp_path / "foreign", task="sst2").compile(batch_sizes=[1])
     assert "names no lengths: longer texts are cut at 8 tokens; `lengths` may go up to 32" in caplog.text
 
 

@@ -328,16 +328,19 @@ def test_calibration_writes_a_table_that_is_used(tmp_path, monkeypatch):
     assert choose_for(workloads.make_matrix((64, 64), (32, 32), 0.25, jnp.float32), 8).ratio is not None
 
 
-def test_a_second_calibration_keeps_what_it_does_not_measure(tmp_path):
+def test_a_second_calibration_keeps_what_it_does_not_measure(tmp_path, monkeypatch):
     """Found by review: it began with an empty table, and what stopped it early left the user a stub."""
-    facts = {"blocks": [(32, 32)], "densities": [0.25], "tokens": [4], "dtypes": ["float32"], "rounds": 1}
+    facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "densities": [0.25], "dtypes": ["float32"], "rounds": 1}
     facts |= {"report": lambda line: None, "side_by_side": []}
-    first = calibration.calibrate(tmp_path / "a.json", shapes=[(64, 64), (64, 32)], **facts)
-    both = calibration.calibrate(tmp_path / "a.json", shapes=[(64, 32)], **facts)
-    assert load_table(tmp_path / "a.json") == both
-    assert [each.shape for each in both.entries] == [(64, 32), (64, 64)]
-    assert both.entries[1] == first.entries[0]
-    assert both.measured["others"] == [first.measured]
+    monkeypatch.setattr(calibration, "HOPELESS", 0.0)
+    first = calibration.calibrate(tmp_path / "a.json", tokens=[4, 8], **facts)
+    again = [calibration.calibrate(tmp_path / "a.json", tokens=[4], **facts) for _ in range(2)]
+    for both in again:
+        assert [each.tokens for each in both.entries] == [4, 8]
+        assert both.entries[1] == first.entries[1]
+    assert load_table(tmp_path / "a.json") == again[1]
+    plain = {name: fact for name, fact in again[0].measured.items() if name != "others"}
+    assert again[1].measured["others"] == [plain, first.measured]
 
 
 def test_an_implementation_that_fails_at_a_cell_is_left_out_of_it(tmp_path, monkeypatch):
@@ -352,9 +355,11 @@ def test_an_implementation_that_fails_at_a_cell_is_left_out_of_it(tmp_path, monk
         return (fail if implementation == "xla" else product), held
 
     monkeypatch.setattr(calibration, "as_served", failing)
-    facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "densities": [0.25], "dtypes": ["float32"], "tokens": [4]}
-    table = calibration.calibrate(tmp_path / "a.json", side_by_side=[], report=lines.append, **facts)
-    assert table.entries == ()
+    facts = {"shapes": [(64, 64)], "blocks": [(32, 32)], "densities": [0.25], "dtypes": ["float32"], "tokens": [4, 8]}
+    with pytest.raises(KernelError, match="every sparse implementation failed on"):
+        calibration.calibrate(tmp_path / "a.json", side_by_side=[], report=lines.append, seconds_limit=0.0, **facts)
+    assert not (tmp_path / "a.json").exists()
+    assert len(lines) == 1  # the limit holds where nothing could be measured, too
     assert "xla left out: RuntimeError: out of resource" in lines[0]
 
 

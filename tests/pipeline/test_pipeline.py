@@ -148,6 +148,13 @@ def test_metrics_are_lines_of_json(finished):
     assert all(entry["step"] == entry["steps"] and np.isfinite(entry["loss"]) for entry in last.values())
 
 
+def test_what_is_not_finite_is_json_too(tmp_path):
+    """Found by review: other readers refuse Python's NaN, just in the lines that one looks for."""
+    RunFolder(tmp_path).log({"stage": "dense", "step": 1, "loss": float("nan"), "task": [float("inf"), 0.5]})
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert line == '{"stage": "dense", "step": 1, "loss": null, "task": [null, 0.5]}\n'
+
+
 def test_resolved_config_is_the_config(finished, tiny):
     assert load_config(RunConfig, finished / "config.resolved.yaml") == tiny.config()
 

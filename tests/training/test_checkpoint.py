@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -214,6 +215,37 @@ def test_a_best_that_is_damaged_is_told_and_no_worse_one_taken(tmp_path):
     for _ in range(2):  # the second time it lies in quarantine
         with pytest.raises(IntegrityError, match="00000002, which measured best, is damaged or gone"):
             checkpoints(tmp_path / "kept").restore(state(0))
+
+
+def test_where_the_newest_was_the_best_and_is_damaged_the_one_before_goes_on(tmp_path):
+    """Found by review: the best before it had been removed, though the one before names it."""
+    saved = checkpoints(tmp_path / "kept", keep=2)
+    for step, metric in ((1, 0.9), (2, 0.5), (3, 0.6), (4, 0.95)):
+        saved.save(step, state(step), metric)
+    saved.wait()
+    (tmp_path / "kept" / "00000004" / MANIFEST).unlink()
+    again = checkpoints(tmp_path / "kept", keep=1)
+    same(again.restore(state(0)), state(3))
+    assert again.best == (0.9, 1)
+    same(again.restore_best(state(0)), state(1))
+    again.save(4, state(4), 0.95)
+    again.wait()
+    assert steps(tmp_path / "kept") == ["00000004"]
+
+
+def test_an_old_one_that_cannot_be_removed_ends_nothing(copied, monkeypatch):
+    rename = Path.rename
+
+    def busy(self, target):
+        if self.name == "00000005":
+            raise OSError(16, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    saved = checkpoints(copied)
+    saved.save(10, state(10))
+    saved.wait()
+    assert steps(copied) == ["00000005", "00000009", "00000010"]
 
 
 def test_what_cannot_be_read_though_it_is_whole_is_not_called_damaged(two, monkeypatch):
