@@ -37,7 +37,7 @@ def config(tiny, **more):
     stage = tiny.settings["dense"]
     prune = {
         "density": 0.4,
-        "heads_rows": {**stage, "recover": 0.5},
+        "heads_rows": {**stage, "recover": 0.5, "score_init": "constant"},
         "blocks": {**stage, "shape": "8x8", "recover": 0.5},
     }
     return tiny.config(prune=prune, checkpoint_steps=3, log_every=1, **more)
@@ -77,16 +77,27 @@ def kill_at(monkeypatch, at, error):
     monkeypatch.setattr(Keeper, "after", counted)
 
 
-@pytest.mark.parametrize("at", [5, 10, 17, 24])
-def test_killed_after_any_step(undisturbed, tiny, tmp_path, monkeypatch, at):
-    with monkeypatch.context() as patched:
-        kill_at(patched, at, Killed)
-        with pytest.raises(Killed):
-            pipeline.run(config(tiny), tmp_path / "run", quiet=True)
-    pipeline.resume(tmp_path / "run", quiet=True)
-    assert weights(tmp_path / "run") == weights(undisturbed)
-    assert metrics(tmp_path / "run") == metrics(undisturbed)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+def test_killed_in_every_training(undisturbed, tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    # Steps that each process takes, first those again that were not saved, and where it is killed.
+    lives = {
+        ("dense", 5): 5,
+        ("heads_rows", 2): 5 + 2,
+        ("heads_rows.recover", 1): 4 + 1,
+        ("blocks", 1): 4 + 1,
+        ("blocks.recover", 4): 4 + 4,
+    }
+    for number, (place, steps) in enumerate(lives.items()):
+        with monkeypatch.context() as patched:
+            kill_at(patched, steps, Killed)
+            with pytest.raises(Killed):
+                pipeline.resume(run, quiet=True) if number else pipeline.run(config(tiny), run, quiet=True)
+        last = metrics(run)[-1]
+        assert (last["stage"], last["step"]) == place
+    pipeline.resume(run, quiet=True)
+    assert weights(run) == weights(undisturbed)
+    assert metrics(run) == metrics(undisturbed)
+    assert not (run / "checkpoints").exists()
 
 
 def test_a_request_to_stop_saves_the_step_it_came_in(undisturbed, tiny, tmp_path, monkeypatch):
