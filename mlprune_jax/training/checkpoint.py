@@ -221,14 +221,18 @@ class Checkpoints:
         except Exception as error:
             shutil.rmtree(saving, ignore_errors=True)
             raise _unwritten(saving, error) from error
+        with contextlib.suppress(OSError, IntegrityError):  # the new one is saved: room is made with the next
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Remove what is not among the newest, and was not the best when one of those was saved."""
         whole = sorted(path for path in self.folder.glob("[0-9]*") if not path.name.endswith(SAVING))
         bests = (read_json(kept / MANIFEST)["best"] for kept in whole[-self._keep :])
         wanted = {best["step"] for best in bests if best is not None}
         for old in whole[: -self._keep]:
             if int(old.name) not in wanted:
                 # Renamed first: a kill then leaves nothing that looks like a damaged checkpoint.
-                with contextlib.suppress(OSError):  # the new one is saved: room is made with the next
-                    shutil.rmtree(old.rename(old.with_name(old.name + SAVING)))
+                shutil.rmtree(old.rename(old.with_name(old.name + SAVING)))
 
     def _set_aside(self, folder: Path, error: IntegrityError) -> None:
         place = self.folder / QUARANTINE / folder.name

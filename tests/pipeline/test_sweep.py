@@ -13,8 +13,10 @@ from mlprune_jax.config.loading import dump_config, load_config
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
 from mlprune_jax.files import write_text
+from mlprune_jax.manifest import write_manifest
 from mlprune_jax.pipeline import backends
 from mlprune_jax.pipeline.sweep import sweep
+from mlprune_jax.pipeline.verification import verify_folder
 from mlprune_jax.training.interrupt import StopRequest
 
 AXES = {"prune.density": [0.5, 0.4], "seed": [0]}
@@ -78,6 +80,15 @@ def test_every_run_is_made_and_reported(base, pretended, tmp_path):
     assert [json.loads(line) for line in lines] == told["runs"]
     stored = load_config(RunConfig, tmp_path / "s" / "configs" / "density-0.5_seed-0.yaml")
     assert stored.model == str((tmp_path / "s" / "runs" / "dense_seed-0" / "final").resolve())
+
+
+def test_a_folder_may_be_in_ones_home(base, pretended, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert sweep(base, [], AXES, "~/s")["folder"] == str(tmp_path / "s")
+    (tmp_path / "s" / "final").mkdir()
+    write_manifest(tmp_path / "s" / "final")
+    shutil.rmtree(tmp_path / "s" / "runs")  # which only pretend to have models
+    assert verify_folder("~/s")["checked"] == 1
 
 
 def test_started_again_finished_runs_are_skipped(base, pretended, tmp_path):

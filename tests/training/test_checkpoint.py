@@ -248,6 +248,14 @@ def test_an_old_one_that_cannot_be_removed_ends_nothing(copied, monkeypatch):
     assert steps(copied) == ["00000005", "00000009", "00000010"]
 
 
+def test_damage_to_an_old_one_ends_nothing_while_it_is_not_needed(copied):
+    (copied / "00000009" / MANIFEST).write_text("{")
+    saved = checkpoints(copied)
+    saved.save(10, state(10))
+    saved.wait()
+    assert steps(copied) == ["00000005", "00000009", "00000010"]  # which of them is the best is not known
+
+
 def test_what_cannot_be_read_though_it_is_whole_is_not_called_damaged(two, monkeypatch):
     def load(*_):
         raise ValueError("RESOURCE_EXHAUSTED: out of memory")
