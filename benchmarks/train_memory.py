@@ -19,7 +19,8 @@ import numpy as np
 from describe import describe
 from train_step import CONFIG, KEY, LENGTH
 
-from mlprune_jax.config.settings import Distillation, HeadRowStage
+from mlprune_jax.config.distillation import Distillation
+from mlprune_jax.config.settings import HeadRowStage
 from mlprune_jax.models.tasks import TaskModel, init_params
 from mlprune_jax.pruning.density import HeadRowCost, counted_budget
 from mlprune_jax.pruning.granularity import HEAD, ROW, find_groups

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from describe import describe
 
+from mlprune_jax.config.distillation import Distillation
 from mlprune_jax.config.geometry import ModelConfig
-from mlprune_jax.config.settings import Distillation, HeadRowStage, PruneStage, TrainSettings
+from mlprune_jax.config.settings import HeadRowStage, PruneStage, TrainSettings
 from mlprune_jax.models.tasks import TaskModel, init_params
 from mlprune_jax.pruning.density import BlockCost, Cost, HeadRowCost, counted_budget
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups

@@ -26,7 +26,8 @@ from torch.nn import functional  # type: ignore[import-not-found]
 from train_step import BATCH, CONFIG, KEY, LENGTH, make_batch
 from transformers import BertConfig, BertForSequenceClassification
 
-from mlprune_jax.config.settings import Distillation, HeadRowStage, TrainSettings
+from mlprune_jax.config.distillation import Distillation
+from mlprune_jax.config.settings import HeadRowStage, TrainSettings
 from mlprune_jax.models.tasks import TaskModel, init_params
 from mlprune_jax.pruning.density import HeadRowCost, counted_budget
 from mlprune_jax.pruning.granularity import HEAD, ROW, find_groups

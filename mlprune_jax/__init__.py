@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlprune_jax.config.distillation import Distillation
     from mlprune_jax.config.geometry import LayerShape, ModelConfig
     from mlprune_jax.config.loading import load_config
-    from mlprune_jax.config.settings import Distillation, RunConfig
+    from mlprune_jax.config.settings import RunConfig
     from mlprune_jax.inference.export import export_function, export_model
     from mlprune_jax.inference.pack import PackedDense, pack_params
     from mlprune_jax.inference.service import load
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
     from pallas_kernels import block_sparse_matmul
 
 _HOME = {
+    "config.distillation": ("Distillation",),
     "config.geometry": ("LayerShape", "ModelConfig"),
     "config.loading": ("load_config",),
-    "config.settings": ("Distillation", "RunConfig"),
+    "config.settings": ("RunConfig",),
     "inference.export": ("export_function", "export_model"),
     "inference.pack": ("PackedDense", "block_sparse_matmul", "pack_params"),
     "inference.service": ("load",),

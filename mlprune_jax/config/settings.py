@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mlprune_jax.config.distillation import Distillation
 from mlprune_jax.config.geometry import DropoutRate, Frozen, Integer, ModelConfig, Real
 from mlprune_jax.config.values import Block, Count, Density, Fraction, Rate
 
@@ -227,44 +228,6 @@ class Prune(Frozen):
         if self.heads_rows.density is not None:
             return self.heads_rows.density
         return max(0.5, self.density) if self.blocks.enabled else self.density
-
-
-class Distillation(Frozen):
-    """Weights of the terms of the loss with a teacher.
-
-    Attributes:
-        temperature: of the logits' KL divergence, whose term carries its square.
-        logit_weight, hidden_weight, attention_weight, task_weight: of each term; attention counts in the layers where
-            student and teacher have the same heads, so not in those that lost some.
-        recovery: what recovery compares: "all" of these, or "logits" alone. Those the teacher then answers once for the
-            whole training set, where recovery passes over it more than once.
-        average: "tokens" averages hidden states and attention over real tokens; "all" over padding too, as published.
-    """
-
-    temperature: Annotated[Real, Field(gt=0)] = 2.0
-    logit_weight: Rate = 0.9
-    hidden_weight: Rate = 0.9
-    attention_weight: Rate = 0.9
-    task_weight: Rate = 0.1
-    recovery: Literal["all", "logits"] = "all"
-    average: Literal["tokens", "all"] = "tokens"
-
-    @model_validator(mode="after")
-    def _logits_count(self) -> Distillation:
-        if self.recovery == "logits" and self.logit_weight == 0:
-            raise ValueError("recovery logits needs a logit_weight above 0: nothing else would be compared")
-        return self
-
-    @property
-    def of_recovery(self) -> Distillation:
-        """The terms of recovery."""
-        dropped = {"hidden_weight": 0.0, "attention_weight": 0.0} if self.recovery == "logits" else {}
-        return self.model_copy(update=dropped)
-
-    @property
-    def compares_layers(self) -> bool:
-        """Whether it reads more of teacher and student than their logits."""
-        return self.hidden_weight > 0 or self.attention_weight > 0
 
 
 class TaskSettings(Frozen):

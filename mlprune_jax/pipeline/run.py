@@ -13,11 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
+import numpy as np
 
 from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import PruneStage, RunConfig, TrainSettings
 from mlprune_jax.data.demo import write_demo
-from mlprune_jax.data.encode import load_tokenizer
+from mlprune_jax.data.encode import Encoded, Tokenizer, load_tokenizer
+from mlprune_jax.data.variants import with_variants
 from mlprune_jax.errors import ConfigError, DataError, Preempted
 from mlprune_jax.files import AnyPath, home_path, read_json
 from mlprune_jax.inference.stored import load_masks
@@ -40,6 +42,7 @@ from mlprune_jax.pipeline.stages import (
     learning_steps,
     num_steps,
     score,
+    stage_seed,
     train_plain,
 )
 from mlprune_jax.pipeline.summary import describe_model, summarize
@@ -176,8 +179,9 @@ class _Run:
         train, dev = (encode_split(examples[s], tokenizer, config) for s in ("train", "dev"))
         layout = Layout(config.fsdp)
         measured = self.speeds.__setitem__
+        taught = self._with_variants(train, tokenizer)
         self.context = Context(
-            config, self.task, self.num_labels, train, dev, layout, stopping, self.log, measured, self._go_on
+            config, self.task, self.num_labels, train, dev, taught, layout, stopping, self.log, measured, self._go_on
         )
         layout.check_rows(config.eval_batch_size, "eval_batch_size")
         for name, stage in self._stages().items():
@@ -192,6 +196,15 @@ class _Run:
         }
         if config.evaluate_steps is not None:  # the dev split then says which state is kept
             self.identity["dev data"] = dev.digest()
+
+    def _with_variants(self, train: Encoded, tokenizer: Tokenizer) -> Encoded:
+        """What recovery draws from."""
+        copies = self.config.distillation.variants if self.config.distillation else 0
+        if not copies:
+            return train
+        words = np.asarray(self.start.params["bert"]["embeddings"]["word"]["embedding"])
+        seed = stage_seed(self.config.seed, "variants")
+        return with_variants(train, words, copies, spared=tokenizer.all_special_ids, seed=seed)
 
     def _go_on(self, training: str, state: TrainState, evaluate: Evaluate) -> tuple[TrainState, Keeper]:
         """The newest whole checkpoint of a training, or its first state, and what saves the states to come."""
@@ -297,7 +310,8 @@ class _Run:
 
     def _dense(self, path: Path) -> Model:
         settings = self.config.dense
-        model = train_plain(self.context, "dense", settings, settings.epochs, self.start)
+        steps = num_steps(self.context, settings, settings.epochs)
+        model = train_plain(self.context, "dense", settings, steps, self.start)
         self._save(path, model, None)
         return model
 

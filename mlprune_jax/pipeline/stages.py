@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mlprune_jax.config.distillation import Distillation
 from mlprune_jax.config.geometry import ModelConfig
-from mlprune_jax.config.settings import BlockStage, Distillation, PruneStage, RunConfig, TrainSettings
+from mlprune_jax.config.settings import BlockStage, PruneStage, RunConfig, TrainSettings
 from mlprune_jax.data.batches import Batches, eval_batches
 from mlprune_jax.data.encode import Encoded
 from mlprune_jax.data.tasks import Task
@@ -71,7 +71,7 @@ class Context:
     Attributes:
         config: the run's settings.
         task, num_labels: what is predicted.
-        train, dev: encoded splits.
+        train, dev: encoded splits; ``taught`` is what recovery draws from, ``train`` and the variants that there are.
         layout: the devices that trainings run on.
         stopping: whether the process was asked to stop.
         log: receives one line of metrics.
@@ -85,6 +85,7 @@ class Context:
     num_labels: int
     train: Encoded
     dev: Encoded
+    taught: Encoded
     layout: Layout
     stopping: Callable[[], bool]
     log: Callable[[dict[str, Any]], None]
@@ -149,7 +150,7 @@ def train_plain(
     context: Context,
     stage: str,
     settings: TrainSettings,
-    epochs: float,
+    steps: int,
     model: Model,
     *,
     teacher: Model | None = None,
@@ -158,7 +159,6 @@ def train_plain(
 ) -> Model:
     """Train without learning what to prune: dense fine-tuning, or recovery under fixed masks, from a teacher."""
     distillation = context.config.distillation
-    steps = num_steps(context, settings, epochs)
     trained, frozen = split_frozen(model.params, freeze_embeddings=freeze_embeddings)
 
     def whole(trained: dict[str, Any]) -> Model:
@@ -212,10 +212,10 @@ def _recover(
     context: Context, stage: str, settings: PruneStage, model: Model, teacher: Model | None, masks: Masks | None
 ) -> Model:
     return train_plain(
-        context,
+        replace(context, train=context.taught),
         stage,
         settings,
-        settings.recover * settings.epochs,
+        num_steps(context, settings, settings.recover * settings.epochs),
         model,
         teacher=teacher,
         masks=masks,
@@ -346,9 +346,8 @@ def _train(
         if measure is None or every is None or (number % every and number != steps):
             return None
         jax.block_until_ready(state)  # the steps under way are the training's time, what follows is not
-        began = time.perf_counter()
-        metrics = measure(layout.to_host(state.trained))
-        meter.leave_out(time.perf_counter() - began)
+        with meter.left_out():
+            metrics = measure(layout.to_host(state.trained))
         context.log({"stage": stage, "step": number, "steps": steps} | {f"dev_{k}": v for k, v in metrics.items()})
         return metrics[context.task.metrics[0]]
 
@@ -358,7 +357,8 @@ def _train(
 
     state, keeper = context.go_on(stage, state, evaluate)
     done = int(state.step)
-    columns = _teacher_columns(context, teacher) if teacher is not None and once and done < steps else {}
+    with meter.left_out():
+        columns = _teacher_columns(context, teacher) if teacher is not None and once and done < steps else {}
     batches = context.batches(settings, stage, columns)
     state = fit(
         step,
@@ -385,8 +385,7 @@ def _answers_once(context: Context, distillation: Distillation | None, draws: in
 def _teacher_columns(context: Context, teacher: Model) -> dict[str, Column]:
     """A teacher's logits for the training split."""
     batches = eval_batches(context.train, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
-    forward = make_forward(context.module(teacher.config), context.layout)
-    params = context.layout.place(teacher.params)
+    forward, params = make_forward(context.module(teacher.config), context.layout), context.layout.place(teacher.params)
     return {TEACHER_LOGITS: ask_teacher(forward, params, context.train, batches, context.stopping)}
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mlprune_jax.config.settings import Distillation
+from mlprune_jax.config.distillation import Distillation
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.tasks import Kind, Outputs
 

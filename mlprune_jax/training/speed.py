@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -70,7 +71,9 @@ def step_work(student: ModelConfig, teacher: ModelConfig | None, *, first_only: 
 
 
 class Meter:
-    """Counts what a loop does; calls that compile, and evaluations, are left out of the rates, saves are not.
+    """Counts what a loop does; calls that compile, evaluations and a teacher's answers ahead are left out of the rates.
+
+    Saves are not.
 
     Args:
         work: model FLOP of a step by (rows, length); 0 where unset.
@@ -94,9 +97,12 @@ class Meter:
         self._tokens += rows * length
         self._flops += self._work(rows, length) if self._work else 0.0
 
-    def leave_out(self, seconds: float) -> None:
-        """Time in which the device took no step: an evaluation's, from when the steps before it are done."""
-        self._elsewhere += seconds
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """For what is no step: an evaluation, once the steps before it are done."""
+        began = time.perf_counter()
+        yield
+        self._elsewhere += time.perf_counter() - began
 
     def values(self) -> dict[str, float]:
         """``seconds`` in all, ``compile_seconds``, and rates over the rest, for all devices together.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlprune_jax.config.settings import Distillation
+from mlprune_jax.config.distillation import Distillation
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.tasks import TaskModel, run_model
 from mlprune_jax.pruning.binarize import ThresholdGradient

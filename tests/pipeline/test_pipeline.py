@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -303,14 +304,16 @@ def test_a_really_pruned_model_answers_packed_as_with_zeros(finished, tiny, tmp_
 
 
 def test_a_recovery_of_logits_asks_the_teacher_once(tiny, tmp_path, monkeypatch):
-    """And ends where one does that asks it in every step."""
-    stage = {**tiny.settings["dense"], "recover": 0.75, "epochs": 2}
+    """Of variants too, which have no labels; and ends where one does that asks it in every step."""
+    stage = {**tiny.settings["dense"], "recover": 0.75, "epochs": 3}
     prune = {"density": 0.5, "heads_rows": stage, "blocks": {"enabled": False}}
-    config = tiny.config(prune=prune, distillation={"recovery": "logits"}, dense={"enabled": False}, log_every=1)
+    distillation = {"recovery": "logits", "variants": 1}
+    config = tiny.config(prune=prune, distillation=distillation, dense={"enabled": False}, log_every=1)
     asked = []
 
     def counting(*arguments):
         asked.append(arguments)
+        time.sleep(2)
         return ask_teacher(*arguments)
 
     def killed(*_):
@@ -323,6 +326,13 @@ def test_a_recovery_of_logits_asks_the_teacher_once(tiny, tmp_path, monkeypatch)
             pipeline.run(config, tmp_path / "once", quiet=True)
     once = pipeline.resume(tmp_path / "once", quiet=True)["final"]
     assert len(asked) == 1  # found by review: and again for a training whose last step was saved
+    lines = [json.loads(line) for line in (tmp_path / "once" / "metrics.jsonl").read_text().splitlines()]
+    recovery = [line for line in lines if line["stage"] == "heads_rows.recover"]
+    assert recovery[-1]["steps_per_second"] > len(recovery) / 2  # its answers are no part of a step's time
+    assert len(recovery) == 3 * 0.75 * 64 / 8  # as many steps as without variants
+    assert len(asked[0][2]) == 2 * 64
+    assert {line["task"] for line in recovery} == {0}
+    assert 0 not in {line["task"] for line in lines if line["stage"] == "heads_rows"}
     monkeypatch.setattr("mlprune_jax.pipeline.stages._answers_once", lambda *_: False)
     always = pipeline.run(config, tmp_path / "always", quiet=True)["final"]
     assert once["loss"] == pytest.approx(always["loss"], rel=1e-3)

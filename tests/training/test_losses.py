@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from mlprune_jax.config.distillation import Distillation
 from mlprune_jax.config.geometry import ModelConfig
-from mlprune_jax.config.settings import Distillation, HeadRowStage, TrainSettings
+from mlprune_jax.config.settings import HeadRowStage, TrainSettings
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.bert import Encoded
 from mlprune_jax.models.tasks import Outputs

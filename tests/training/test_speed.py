@@ -45,8 +45,8 @@ def test_calls_that_compile_and_evaluations_are_left_out(monkeypatch):
     for shape, seconds in (((4, 8), 30.0), ((4, 8), 0.5), ((4, 16), 20.0), ((4, 8), 0.5)):
         now[0] += seconds
         meter.count(shape, seconds)
-    now[0] += 9.0
-    meter.leave_out(9.0)
+    with meter.left_out():
+        now[0] += 9.0
     values = meter.values()
     assert values["compile_seconds"] == 50.0
     assert values["seconds"] == 60.0

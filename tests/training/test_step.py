@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from mlprune_jax.config.settings import Distillation, HeadRowStage, TrainSettings
+from mlprune_jax.config.distillation import Distillation
+from mlprune_jax.config.settings import HeadRowStage, TrainSettings
 from mlprune_jax.errors import IntegrityError
 from mlprune_jax.models.tasks import TaskModel, init_params, predict_logits
 from mlprune_jax.pruning.density import HeadRowCost, counted_budget

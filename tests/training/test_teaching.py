@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mlprune_jax.config.settings import Distillation, TrainSettings
+from mlprune_jax.config.distillation import Distillation
+from mlprune_jax.config.settings import TrainSettings
 from mlprune_jax.data.batches import Batches, eval_batches
 from mlprune_jax.data.encode import Encoded
 from mlprune_jax.errors import ConfigError, Preempted
@@ -103,6 +104,8 @@ def test_hidden_states_cannot_be_compared_without_the_teacher(told):
 def test_a_recovery_that_compares_nothing_is_refused():
     with pytest.raises(ValueError, match="needs a logit_weight above 0"):
         Distillation(recovery="logits", logit_weight=0)
+    with pytest.raises(ValueError, match="variants 2 needs recovery logits"):
+        Distillation(variants=2)
 
 
 def test_recovery_compares_all_unless_told():
@@ -110,3 +113,6 @@ def test_recovery_compares_all_unless_told():
     alone = Distillation(recovery="logits").of_recovery
     assert not alone.compares_layers
     assert alone.logit_weight == Distillation().logit_weight
+    assert alone.task_weight == Distillation().task_weight
+    unlabelled = Distillation(recovery="logits", variants=2).of_recovery
+    assert (unlabelled.task_weight, unlabelled.logit_weight) == (0, alone.logit_weight)
