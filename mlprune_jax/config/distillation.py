@@ -19,8 +19,8 @@ class Distillation(Frozen):
             student and teacher have the same heads, so not in those that lost some.
         recovery: what recovery compares: "all" of these, or "logits" alone. Those the teacher then answers once for the
             whole training set, where recovery passes over it more than once.
-        variants: of each training example, with tokens exchanged for near ones (`mlprune_jax.data.variants`), that
-            recovery by logits draws from as well, its steps staying as many; labels then count for nothing in it.
+        variants: of each training example, as `mlprune_jax.data.variants` makes them, that recovery by logits draws
+            from as well, its steps staying as many; labels then count for nothing in it.
         average: "tokens" averages hidden states and attention over real tokens; "all" over padding too, as published.
     """
 

@@ -203,8 +203,14 @@ class _Run:
         if not copies:
             return train
         words = np.asarray(self.start.params["bert"]["embeddings"]["word"]["embedding"])
-        seed = stage_seed(self.config.seed, "variants")
-        return with_variants(train, words, copies, spared=tokenizer.all_special_ids, seed=seed)
+        return with_variants(
+            train,
+            words,
+            copies,
+            spared=tokenizer.all_special_ids,
+            swap=self.task.kind != "span",  # nobody asks a paragraph about a question
+            seed=stage_seed(self.config.seed, "variants"),
+        )
 
     def _go_on(self, training: str, state: TrainState, evaluate: Evaluate) -> tuple[TrainState, Keeper]:
         """The newest whole checkpoint of a training, or its first state, and what saves the states to come."""
