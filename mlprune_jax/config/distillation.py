@@ -18,9 +18,9 @@ class Distillation(Frozen):
         logit_weight, hidden_weight, attention_weight, task_weight: of each term; attention counts in the layers where
             student and teacher have the same heads, so not in those that lost some.
         recovery: what recovery compares: "all" of these, or "logits" alone. Those the teacher then answers once for the
-            whole training set, where recovery passes over it more than once.
+            whole training set and its variants, where recovery draws more examples than these are.
         variants: of each training example, as `mlprune_jax.data.variants` makes them, that recovery by logits draws
-            from as well, its steps staying as many; labels then count for nothing in it.
+            from as well, its steps staying as many; labels then count for nothing in it, whatever ``task_weight``.
         average: "tokens" averages hidden states and attention over real tokens; "all" over padding too, as published.
     """
 
@@ -30,11 +30,11 @@ class Distillation(Frozen):
     attention_weight: Rate = 0.9
     task_weight: Rate = 0.1
     recovery: Literal["all", "logits"] = "all"
-    variants: Annotated[Integer, Field(ge=0)] = 0
+    variants: Annotated[Integer, Field(ge=0, le=1000)] = 0
     average: Literal["tokens", "all"] = "tokens"
 
     @model_validator(mode="after")
-    def _logits_count(self) -> Distillation:
+    def _recovery_compares(self) -> Distillation:
         if self.recovery == "logits" and self.logit_weight == 0:
             raise ValueError("recovery logits needs a logit_weight above 0: nothing else would be compared")
         if self.recovery == "all" and self.variants:

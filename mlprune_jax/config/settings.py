@@ -359,4 +359,7 @@ class RunConfig(TaskSettings):
         for name, stage in (("heads_rows", self.prune.heads_rows), ("blocks", self.prune.blocks)):
             if self.distillation is None and stage.enabled and stage.teacher is not None:
                 raise ValueError(f"prune.{name} names a teacher, and distillation is null: nothing would ask it")
+        recovers = any(stage.enabled and stage.recover for stage in (self.prune.heads_rows, self.prune.blocks))
+        if self.distillation is not None and self.distillation.variants and not recovers:
+            raise ValueError("distillation.variants is for recovery, and no stage has any: set its recover above 0")
         return self

@@ -112,6 +112,11 @@ def _check_case(tokenizer: Tokenizer, folder: Path) -> None:
         )
 
 
+def form_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids of the tokens that are no text: the special ones, and the markers that it puts around texts."""
+    return frozenset(tokenizer.all_special_ids) | frozenset(tokenizer("", "")["input_ids"])
+
+
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: object = "the model") -> None:
     """Refuse a tokenizer with more tokens than a model, called ``name`` in the message, has embeddings.
 

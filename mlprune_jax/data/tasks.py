@@ -41,6 +41,7 @@ class Task:
         label_column: the column of the label.
         metrics: names of the scores; the first is the primary one.
         target_range: least and greatest target of a regression.
+        symmetric: whether the texts of a pair may change places.
 
     Raises:
         ConfigError: where the parts do not fit together.
@@ -53,6 +54,7 @@ class Task:
     label_column: str
     metrics: tuple[str, ...]
     target_range: tuple[float, float] = field(default=_FINITE, kw_only=True)
+    symmetric: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.text_columns) <= 2 or len(set(self.text_columns)) != len(self.text_columns):
@@ -215,6 +217,7 @@ def _glue(
     header: tuple[str, ...] | None = None,
     splits: Mapping[str, tuple[str, str]] = _SPLITS,
     target_range: tuple[float, float] = _FINITE,
+    symmetric: bool = False,
 ) -> GlueTask:
     return GlueTask(
         name=normalized(folder),
@@ -230,6 +233,7 @@ def _glue(
         header=header,
         splits=splits,
         target_range=target_range,
+        symmetric=symmetric,
     )
 
 
@@ -246,9 +250,24 @@ GLUE: dict[str, GlueTask] = {
     for task in (
         _glue("CoLA", ("sentence",), "label", ("mcc",), ("unacceptable", "acceptable"), header=_COLA),
         _glue("SST-2", ("sentence",), "label", _ACCURACY, ("negative", "positive")),
-        _glue("MRPC", _MRPC, "Quality", _ACCURACY_F1, ("not_equivalent", "equivalent"), hub_text_columns=_PAIR),
-        _glue("STS-B", _PAIR, "score", ("pearson", "spearman"), (), target_range=(0.0, 5.0)),
-        _glue("QQP", ("question1", "question2"), "is_duplicate", _ACCURACY_F1, ("not_duplicate", "duplicate")),
+        _glue(
+            "MRPC",
+            _MRPC,
+            "Quality",
+            _ACCURACY_F1,
+            ("not_equivalent", "equivalent"),
+            hub_text_columns=_PAIR,
+            symmetric=True,
+        ),
+        _glue("STS-B", _PAIR, "score", ("pearson", "spearman"), (), target_range=(0.0, 5.0), symmetric=True),
+        _glue(
+            "QQP",
+            ("question1", "question2"),
+            "is_duplicate",
+            _ACCURACY_F1,
+            ("not_duplicate", "duplicate"),
+            symmetric=True,
+        ),
         _glue(
             "MNLI",
             _PAIR,

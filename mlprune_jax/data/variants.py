@@ -21,7 +21,7 @@ EXCHANGED, DROPPED = 0.3, 0.1
 SWAPPED = 0.5
 """The share of pairs whose texts change places."""
 
-_CHUNK = 1024  # rows of similarities at once: some 100 MB for a whole vocabulary
+_CHUNK = 256  # rows of similarities at once: some 120 MB for a whole vocabulary of BERT's
 
 
 def with_variants(
@@ -39,12 +39,12 @@ def with_variants(
         encoded: the split.
         embeddings: word embeddings, by whose cosine tokens are near each other; of the split's own tokens alone.
         copies: variants of an example.
-        spared: ids that are never exchanged, nor exchanged for, nor dropped: the special tokens.
+        spared: ids that are never exchanged, nor exchanged for, nor dropped: see `mlprune_jax.data.encode.form_tokens`.
         swap: whether the texts of pairs may change places.
         seed: of what becomes of what.
 
     Returns:
-        A split whose labels, as many and of the same shape, are all 0: those of an example need not fit its variants.
+        A split whose labels are all 0: those of an example need not fit its variants. It holds 8 bytes for each token.
     """
     words = _Words.of(encoded, embeddings, spared)
     rng = np.random.default_rng(seed)
@@ -115,11 +115,11 @@ def _swap(
 
 
 def nearest(vectors: Float32[np.ndarray, "rows D"], count: int) -> Int64[np.ndarray, "rows count"]:
-    """The ``count`` other rows of the greatest cosine to each row, in no order."""
+    """The ``count`` other rows of the greatest cosine to each row, ascending."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     found = np.empty((len(unit), count), np.int64)
     for start in range(0, len(unit), _CHUNK):
         cosine = unit[start : start + _CHUNK] @ unit.T
         np.fill_diagonal(cosine[:, start:], -np.inf)  # a row is not its own neighbour
         found[start : start + _CHUNK] = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
-    return found
+    return np.sort(found, axis=1)  # the order of argpartition is another on other CPUs

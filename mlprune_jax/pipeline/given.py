@@ -19,8 +19,8 @@ from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.models.class_order import in_task_order
 from mlprune_jax.models.pretrained import load_pretrained, resolve_model
 from mlprune_jax.models.tasks import TaskModel, init_params
+from mlprune_jax.pipeline.context import Model, stage_seed
 from mlprune_jax.pipeline.feasible import check_inputs, check_model, check_teacher
-from mlprune_jax.pipeline.stages import Model, stage_seed
 
 _log = logging.getLogger(__name__)
 

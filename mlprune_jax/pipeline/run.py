@@ -13,38 +13,25 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
-import numpy as np
 
 from mlprune_jax.config.loading import load_config
 from mlprune_jax.config.settings import PruneStage, RunConfig, TrainSettings
 from mlprune_jax.data.demo import write_demo
-from mlprune_jax.data.encode import Encoded, Tokenizer, load_tokenizer
-from mlprune_jax.data.variants import with_variants
+from mlprune_jax.data.encode import form_tokens, load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError, Preempted
 from mlprune_jax.files import AnyPath, home_path, read_json
 from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.manifest import write_manifest
 from mlprune_jax.models.model_folder import model_digest
 from mlprune_jax.models.pretrained import resolve_model
+from mlprune_jax.pipeline.context import Context, Evaluate, Model, learning_steps, num_steps
 from mlprune_jax.pipeline.feasible import check_schedules
 from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pipeline.given import check_given, load_given, load_model
 from mlprune_jax.pipeline.grid import with_whole_paths
 from mlprune_jax.pipeline.saving import save_model
 from mlprune_jax.pipeline.source import encode_split, load_splits
-from mlprune_jax.pipeline.stages import (
-    Context,
-    Evaluate,
-    Learned,
-    Model,
-    block_stage,
-    head_row_stage,
-    learning_steps,
-    num_steps,
-    score,
-    stage_seed,
-    train_plain,
-)
+from mlprune_jax.pipeline.stages import Learned, block_stage, head_row_stage, score, train_plain
 from mlprune_jax.pipeline.summary import describe_model, summarize
 from mlprune_jax.pruning.density import dense_size
 from mlprune_jax.pruning.granularity import format_block
@@ -179,9 +166,9 @@ class _Run:
         train, dev = (encode_split(examples[s], tokenizer, config) for s in ("train", "dev"))
         layout = Layout(config.fsdp)
         measured = self.speeds.__setitem__
-        taught = self._with_variants(train, tokenizer)
+        spared = form_tokens(tokenizer)
         self.context = Context(
-            config, self.task, self.num_labels, train, dev, taught, layout, stopping, self.log, measured, self._go_on
+            config, self.task, self.num_labels, train, dev, spared, layout, stopping, self.log, measured, self._go_on
         )
         layout.check_rows(config.eval_batch_size, "eval_batch_size")
         for name, stage in self._stages().items():
@@ -196,21 +183,6 @@ class _Run:
         }
         if config.evaluate_steps is not None:  # the dev split then says which state is kept
             self.identity["dev data"] = dev.digest()
-
-    def _with_variants(self, train: Encoded, tokenizer: Tokenizer) -> Encoded:
-        """What recovery draws from."""
-        copies = self.config.distillation.variants if self.config.distillation else 0
-        if not copies:
-            return train
-        words = np.asarray(self.start.params["bert"]["embeddings"]["word"]["embedding"])
-        return with_variants(
-            train,
-            words,
-            copies,
-            spared=tokenizer.all_special_ids,
-            swap=self.task.kind != "span",  # nobody asks a paragraph about a question
-            seed=stage_seed(self.config.seed, "variants"),
-        )
 
     def _go_on(self, training: str, state: TrainState, evaluate: Evaluate) -> tuple[TrainState, Keeper]:
         """The newest whole checkpoint of a training, or its first state, and what saves the states to come."""

@@ -14,7 +14,7 @@ from mlprune_jax.data.encode import tokenizer_files
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.inference.stored import save_masks
 from mlprune_jax.models.pretrained import save_pretrained
-from mlprune_jax.pipeline.stages import Model
+from mlprune_jax.pipeline.context import Model
 from mlprune_jax.pipeline.summary import describe_model
 from mlprune_jax.pruning.granularity import format_block
 

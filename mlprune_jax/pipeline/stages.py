@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +14,12 @@ import optax
 
 from mlprune_jax.config.distillation import Distillation
 from mlprune_jax.config.geometry import ModelConfig
-from mlprune_jax.config.settings import BlockStage, PruneStage, RunConfig, TrainSettings
-from mlprune_jax.data.batches import Batches, eval_batches
+from mlprune_jax.config.settings import BlockStage, PruneStage, TrainSettings
+from mlprune_jax.data.batches import eval_batches
 from mlprune_jax.data.encode import Encoded
-from mlprune_jax.data.tasks import Task
-from mlprune_jax.models.bert import DTYPES
+from mlprune_jax.data.variants import with_variants
 from mlprune_jax.models.tasks import TaskModel, first_token_suffices
+from mlprune_jax.pipeline.context import Context, Model, learning_steps, num_steps, stage_seed
 from mlprune_jax.pipeline.scoring import score_split
 from mlprune_jax.pruning.binarize import positive_units
 from mlprune_jax.pruning.density import (
@@ -41,9 +40,7 @@ from mlprune_jax.pruning.masks import apply_masks, init_scores, init_thresholds,
 from mlprune_jax.pruning.shrink import shrink
 from mlprune_jax.training.arrival import arriving
 from mlprune_jax.training.importance import BATCHES, first_scores, fisher_scores
-from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.loop import fit
-from mlprune_jax.training.mesh import Layout
 from mlprune_jax.training.metrics import make_forward
 from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
 from mlprune_jax.training.speed import RATES, Meter, peak_memory, step_work
@@ -54,53 +51,6 @@ from mlprune_jax.training.teaching import TEACHER_LOGITS, Column, ask_teacher
 _log = logging.getLogger(__name__)
 
 Masks = dict[str, Any]
-Evaluate = Callable[[int, TrainState], float | None]
-
-
-class Model(NamedTuple):
-    """Parameters and the geometry that runs them."""
-
-    config: ModelConfig
-    params: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What all stages share.
-
-    Attributes:
-        config: the run's settings.
-        task, num_labels: what is predicted.
-        train, dev: encoded splits; ``taught`` is what recovery draws from, ``train`` and the variants that there are.
-        layout: the devices that trainings run on.
-        stopping: whether the process was asked to stop.
-        log: receives one line of metrics.
-        measured: receives a training's name and how fast it went.
-        go_on: a training's name, its first state, and what measures a state -> the state to go on from, and what saves
-            those to come.
-    """
-
-    config: RunConfig
-    task: Task
-    num_labels: int
-    train: Encoded
-    dev: Encoded
-    taught: Encoded
-    layout: Layout
-    stopping: Callable[[], bool]
-    log: Callable[[dict[str, Any]], None]
-    measured: Callable[[str, dict[str, Any]], None]
-    go_on: Callable[[str, TrainState, Evaluate], tuple[TrainState, Keeper]]
-
-    def module(self, config: ModelConfig) -> TaskModel:
-        """The Flax module that runs ``config`` for this task."""
-        dtype = DTYPES[self.config.compute_dtype]
-        return TaskModel(config, self.task.kind, self.num_labels, dtype, rematerialize=self.config.rematerialize)
-
-    def batches(self, settings: TrainSettings, stage: str, columns: Mapping[str, Column] | None = None) -> Batches:
-        """Training batches of a stage, a pure function of (seed, stage, step)."""
-        seed, size = stage_seed(self.config.seed, stage), settings.batch_size
-        return Batches(self.train, batch_size=size, buckets=self.config.buckets, seed=seed, columns=columns)
 
 
 class Learned(NamedTuple):
@@ -125,11 +75,6 @@ class BlockResult(NamedTuple):
 
     learned: Learned
     model: Model
-
-
-def stage_seed(seed: int, stage: str) -> int:
-    """A seed of its own for each stage."""
-    return zlib.crc32(f"{seed}/{stage}".encode()) & 0x7FFFFFFF
 
 
 def score(context: Context, model: Model) -> dict[str, Any]:
@@ -211,8 +156,9 @@ def block_stage(context: Context, student: Model, teacher: Model | None) -> Bloc
 def _recover(
     context: Context, stage: str, settings: PruneStage, model: Model, teacher: Model | None, masks: Masks | None
 ) -> Model:
+    drawn = context.train if teacher is None else _with_variants(context, teacher)
     return train_plain(
-        replace(context, train=context.taught),
+        replace(context, train=drawn),
         stage,
         settings,
         num_steps(context, settings, settings.recover * settings.epochs),
@@ -220,6 +166,21 @@ def _recover(
         teacher=teacher,
         masks=masks,
         freeze_embeddings=settings.freeze_embeddings,
+    )
+
+
+def _with_variants(context: Context, teacher: Model) -> Encoded:
+    """What recovery draws from: the training split, and the variants of it that a teacher is to answer."""
+    copies = context.config.distillation.variants if context.config.distillation else 0
+    if not copies:
+        return context.train
+    return with_variants(
+        context.train,
+        np.asarray(teacher.params["bert"]["embeddings"]["word"]["embedding"]),
+        copies,
+        spared=context.spared,
+        swap=context.task.symmetric,
+        seed=stage_seed(context.config.seed, "variants"),
     )
 
 
@@ -385,15 +346,6 @@ def _answers_once(context: Context, distillation: Distillation | None, draws: in
 def _teacher_columns(context: Context, teacher: Model) -> dict[str, Column]:
     """A teacher's logits for the training split."""
     batches = eval_batches(context.train, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
+    _log.info("the teacher answers %d examples", len(context.train))
     forward, params = make_forward(context.module(teacher.config), context.layout), context.layout.place(teacher.params)
     return {TEACHER_LOGITS: ask_teacher(forward, params, context.train, batches, context.stopping)}
-
-
-def learning_steps(context: Context, settings: PruneStage) -> int:
-    """Steps of a pruning stage before its cut."""
-    return num_steps(context, settings, settings.epochs * (1 - settings.recover))
-
-
-def num_steps(context: Context, settings: TrainSettings, epochs: float) -> int:
-    """Steps of a stage, at least one."""
-    return max(1, round(epochs * (len(context.train) // settings.batch_size)))

@@ -7,7 +7,7 @@ import pytest
 
 from mlprune_jax.data import encode as module
 from mlprune_jax.data.demo import write_demo
-from mlprune_jax.data.encode import encode, load_tokenizer
+from mlprune_jax.data.encode import encode, form_tokens, load_tokenizer
 from mlprune_jax.data.tasks import Examples
 from mlprune_jax.errors import ConfigError, ModelError
 
@@ -83,3 +83,16 @@ def test_a_tokenizer_that_would_lowercase_against_its_file_is_refused(tmp_path):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "do_lower_case": False}))
     assert load_tokenizer(folder).backend_tokenizer.normalizer.lowercase is False
+
+
+def test_markers_are_no_text_though_a_tokenizer_does_not_call_them_special(tokenizer, tmp_path):
+    """Found by review: one that names its padding alone would have had its markers exchanged and dropped."""
+    markers = tokenizer("film", "plot")["input_ids"]
+    wanted = {markers[0], markers[-1], tokenizer.pad_token_id}
+    assert wanted <= form_tokens(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": tokenizer.pad_token}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    plain = load_tokenizer(tmp_path)
+    assert plain.all_special_ids == [tokenizer.pad_token_id]
+    assert form_tokens(plain) == wanted

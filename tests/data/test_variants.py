@@ -142,5 +142,6 @@ def test_nearest_are_the_rows_of_greatest_cosine(count):
     cosine = unit @ unit.T
     for row in range(count):
         assert row not in found[row]
+        assert (np.diff(found[row]) > 0).all()  # the same on every CPU
         best = np.sort(np.delete(cosine[row], row))[::-1][: found.shape[1]]
         np.testing.assert_allclose(np.sort(cosine[row, found[row]])[::-1], best, atol=1e-6)
