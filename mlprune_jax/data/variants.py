@@ -1,7 +1,7 @@
 """Variants of examples: tokens exchanged for near ones or dropped, pairs swapped. More texts for a teacher to answer.
 
 A small training set says what a teacher answers there, and little of what it answers elsewhere. The idea of exchanging
-words for near ones before distillation: TinyBERT, arXiv 1909.10351, section 4.1.
+words for near ones before distillation: TinyBERT, arXiv 1909.10351, algorithm 1.
 """
 
 from __future__ import annotations
