@@ -99,7 +99,7 @@ class Meter:
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
-        """For what is no step: an evaluation, once the steps before it are done."""
+        """For what is no step: a teacher's answers ahead, or an evaluation once the steps before it are done."""
         began = time.perf_counter()
         yield
         self._elsewhere += time.perf_counter() - began

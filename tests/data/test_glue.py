@@ -192,3 +192,7 @@ def test_a_task_that_does_not_fit_together(change):
 def test_examples_of_different_lengths():
     with pytest.raises(DataError, match="different lengths"):
         Examples((["a"], ["b", "c"]), None, "x")
+
+
+def test_texts_change_places_where_the_task_asks_whether_they_say_the_same():
+    assert {name for name, task in GLUE.items() if task.symmetric} == {"mrpc", "stsb", "qqp"}

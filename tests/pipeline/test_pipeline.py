@@ -339,7 +339,9 @@ def test_a_recovery_of_logits_asks_the_teacher_once(tiny, tmp_path, monkeypatch)
     lines = [json.loads(line) for line in (tmp_path / "once" / "metrics.jsonl").read_text().splitlines()]
     recovery = [line for line in lines if line["stage"] == "heads_rows.recover"]
     assert len(recovery) == 3 * 0.75 * 64 / 8  # as many steps as without variants
-    assert len(asked[0][2]) == 2 * 64
+    answered = asked[0][2]
+    assert len(answered) == 2 * 64
+    assert len(set(answered.input_ids[answered.offsets[:-1]])) == 1  # variants keep their markers
     assert {line["task"] for line in recovery} == {0}
     assert 0 not in {line["task"] for line in lines if line["stage"] == "heads_rows"}
     monkeypatch.setattr("mlprune_jax.pipeline.stages._answers_once", lambda *_: False)
