@@ -19,8 +19,8 @@ from mlprune_jax.files import read_json
 from mlprune_jax.pipeline import resume, run
 from mlprune_jax.pipeline.grid import after_dense, dense_alone, with_whole_paths
 
-# Of every way all settings that make it one are named, so that none depends on what a config chose. Steps, rates and
-# strengths are the config's, the same for all.
+# Of every way all settings that make it one are named, so that none depends on what a config chose. Steps and rates are
+# the config's, the same for all, and so is the strength where a way does not name it.
 LEARNED = {
     "densities": "learned",
     "threshold_gradient": "sum",
@@ -35,6 +35,7 @@ FISHER = {"score_init": "fisher", "score_scale": 0.5}
 WAYS = {
     "mlpruning": LEARNED | {"clip": "all"},
     "mlpruning_clip_weights": LEARNED,
+    "mlpruning_strength20000": LEARNED | {"max_strength": 20000},
     "mlpruning_boundary": LEARNED | {"threshold_gradient": "boundary"},
     "mlpruning_fisher": LEARNED | FISHER,
     "movement_hard": EQUAL,
@@ -86,7 +87,7 @@ def main():
     args = parser.parse_args()
     plain = load_config(RunConfig, args.config)
     stage = "heads_rows" if plain.prune.heads_rows.enabled else "blocks"
-    strength = {"max_strength": getattr(plain.prune, stage).max_strength}  # for all ways, whose defaults differ
+    strength = {"max_strength": getattr(plain.prune, stage).max_strength}  # of all ways that name none
     result = describe() | {"config": args.config.name, "stage": stage, "seeds": {}}
     for seed in map(int, args.seeds.split(",")):
         common, dense = [f"model={args.model}", f"data={args.data}", f"seed={seed}"], args.folder / f"dense_seed{seed}"
