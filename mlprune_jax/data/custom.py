@@ -105,6 +105,13 @@ def _find_files(folder: Path) -> dict[str, Path]:
 def _infer_labels(train: Table | None, column: str) -> list[str]:
     if train is None:
         raise ConfigError("labels can only be found in a train split", hint="name them with labels=...")
+    for line, label in zip(train.lines, train.columns[column], strict=True):
+        if label != label.strip() or not label:
+            raise DataError(
+                f"{train.path}, line {line}: label {label!r} is "
+                + ("padded with blanks" if label.strip() else "blank"),
+                hint="mend it, or name all labels, this one among them",
+            )
     labels = sorted(set(train.columns[column]))
     if len(labels) < 2:
         raise DataError(f"{train.path}: column {column!r} holds one label only: {labels}", hint="name another column")

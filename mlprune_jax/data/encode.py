@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int, Int32, Int64
 
 from mlprune_jax.data.tasks import Examples
+from mlprune_jax.data.truncation import longest_first
 from mlprune_jax.errors import ConfigError, ModelError
 from mlprune_jax.files import AnyPath, home_path
 
 _CHUNK = 4096  # texts handed over at once: enough to keep all cores busy, little enough to keep in memory as lists
+_CHARACTERS = 2**22  # of them together, where texts are long; a token takes some 200 bytes for a while
 
 
 Tokenizer = Any  # a transformers tokenizer; its attributes are dynamic, so no protocol can check them
@@ -153,19 +155,24 @@ def encode(examples: Examples, tokenizer: Tokenizer, *, max_length: int) -> Enco
     types: list[np.ndarray] = []
     lengths: list[int] = []
     truncated = 0
-    for start in range(0, len(examples), _CHUNK):
+    fast = getattr(tokenizer, "is_fast", False)
+    for part in chunks(examples.texts, _CHUNK):
         out = tokenizer(
-            *(column[start : start + _CHUNK] for column in examples.texts),
-            truncation="longest_first",
-            max_length=max_length,
+            *(column[part] for column in examples.texts),
+            truncation=False,
             padding=False,
             return_attention_mask=False,
             return_token_type_ids=True,
+            return_special_tokens_mask=not fast,
         )
+        for row in [row for row, tokens in enumerate(out["input_ids"]) if len(tokens) > max_length]:
+            kept = longest_first(_text_of_tokens(out, row, fast), max_length, left=tokenizer.truncation_side == "left")
+            for name in ("input_ids", "token_type_ids"):
+                out[name][row] = np.array(out[name][row])[kept].tolist()
+            truncated += 1
         ids.append(_flat(out["input_ids"]))
         types.append(_flat(out["token_type_ids"]))
         lengths += map(len, out["input_ids"])
-        truncated += sum(bool(encoding.overflowing) for encoding in out.encodings or ())
     return Encoded(
         input_ids=np.concatenate([np.zeros(0, np.int32), *ids]),
         token_type_ids=np.concatenate([np.zeros(0, np.int32), *types]),
@@ -175,6 +182,24 @@ def encode(examples: Examples, tokenizer: Tokenizer, *, max_length: int) -> Enco
         skipped=examples.skipped,
         truncated=truncated,
     )
+
+
+def chunks(columns: Sequence[Sequence[str]], rows: int) -> Iterator[slice]:
+    """Slices of columns of texts: of at most so many rows, and of as few more characters as a row is long."""
+    start = characters = 0
+    for row, texts in enumerate(zip(*columns, strict=True)):
+        if row - start == rows or characters > _CHARACTERS:
+            yield slice(start, row)
+            start, characters = row, 0
+        characters += sum(map(len, texts))
+    if len(columns[0]) > start:
+        yield slice(start, len(columns[0]))
+
+
+def _text_of_tokens(out: Any, row: int, fast: bool) -> Int[np.ndarray, " tokens"]:
+    if fast:
+        return np.array([-1 if text is None else text for text in out.encodings[row].sequence_ids])
+    return np.where(np.array(out["special_tokens_mask"][row]) == 1, -1, np.array(out["token_type_ids"][row]))
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> Int32[np.ndarray, " tokens"]:

@@ -84,7 +84,7 @@ def read_table(
     found, rows = reader(io.StringIO(read_text(path)), path, header)
     names = _choose(path, found, columns, optional)
     table = Table(path, {name: [] for name in names}, [])
-    skipped = _fill(table, rows, on_damaged)
+    skipped = _fill(table, _same_columns(rows, optional, names), on_damaged)
     if skipped:
         total = len(skipped) + len(table)
         _log.warning("%s: skipped %d damaged lines of %d, first ones: %s", path, len(skipped), total, skipped[:5])
@@ -173,6 +173,14 @@ def _fill(table: Table, rows: Rows, on_damaged: OnDamaged) -> list[int]:
     return skipped
 
 
+def _same_columns(rows: Rows, optional: Sequence[str], chosen: Sequence[str]) -> Rows:
+    """The rows, damaged where one has an optional column that the first had not: what it holds would be lost."""
+    missing = [name for name in optional if name not in chosen]
+    for line, record in rows:
+        late = [name for name in missing if isinstance(record, dict) and name in record]
+        yield line, f"column {late[0]!r} is here, and not in the first row" if late else record
+
+
 def _pick(record: Record, names: Iterable[str], filled: Collection[str] = ()) -> list[str] | str:
     """The named cells of a row, or what is wrong with its line."""
     if isinstance(record, str):
@@ -253,14 +261,14 @@ def _record(names: Sequence[str], cells: Sequence[str]) -> Record:
 
 def _read_tsv(stream: Stream, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:
     lines = _lines(stream)
-    names = header or _first(lines, path).split("\t")
+    names = header or _named(_first(lines, path).split("\t"), path)
     first = 1 if header else 2
     return names, ((number, _record(names, line.split("\t"))) for number, line in enumerate(lines, first))
 
 
 def _read_csv(stream: Stream, path: Path, header: Sequence[str] | None) -> tuple[Sequence[str], Rows]:
     cells = _csv_cells(stream, path)
-    names = header or _first(cells, path)[1]
+    names = header or _named(_first(cells, path)[1], path)
     return names, ((number, _record(names, row)) for number, row in cells)
 
 
@@ -303,14 +311,27 @@ def _first(items: Iterator[Any], path: Path) -> Any:
     return item
 
 
+def _named(names: Sequence[str], path: Path) -> Sequence[str]:
+    """The column names of a header, if it holds any."""
+    if not any(names):
+        raise DataError(f"{path}, line 1: blank, wanted column names", hint="begin the file with its column names")
+    if any("\r" in name for name in names):
+        raise DataError(f"{path}: its lines end with \\r alone", hint="save the file with \\n as line end")
+    return names
+
+
 def _object(line: str) -> Record:
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         return f"not JSON: {getattr(error, 'msg', error)}"
     if not isinstance(value, dict):
         return f"wanted a JSON object, found {type(value).__name__}"
     return {name: _plain(cell) for name, cell in value.items()}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _plain(cell: object) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -139,20 +138,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.texts[0])
-
-
-def glue_task(name: str) -> GlueTask:
-    """The GLUE task of that name; case and punctuation do not matter ("SST-2", "sst2").
-
-    Raises:
-        ConfigError: there is none.
-    """
-    task = GLUE.get(normalized(name))
-    if task is None:
-        near = difflib.get_close_matches(normalized(name), GLUE, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(GLUE)}"
-        raise ConfigError(f"no GLUE task {name!r}", hint=hint)
-    return task
 
 
 def normalized(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from mlprune_jax.data.encode import Encoded, Tokenizer
+from mlprune_jax.data.encode import Encoded, Tokenizer, chunks
 from mlprune_jax.data.squad import NOWHERE, Questions
 from mlprune_jax.errors import ConfigError, ModelError
 
@@ -72,8 +72,8 @@ def encode_windows(
         )
     questions = [
         question
-        for start in range(0, len(asked), _CHUNK)
-        for question in _shortened(asked.texts[0][start : start + _CHUNK], tokenizer, max_query_length)
+        for part in chunks(asked.texts[:1], _CHUNK)
+        for question in _shortened(asked.texts[0][part], tokenizer, max_query_length)
     ]
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
@@ -107,8 +107,7 @@ def encode_windows(
 
 def _tokenized(questions: list[str], contexts: list[str], tokenizer: Tokenizer) -> Iterator[Any]:
     """Each question with the whole of its context."""
-    for start in range(0, len(questions), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for part in chunks((questions, contexts), _CHUNK):
         yield from tokenizer(questions[part], contexts[part], padding=False, truncation=False).encodings
 
 
@@ -128,9 +127,19 @@ def _shortened(questions: Sequence[str], tokenizer: Tokenizer, most: int) -> lis
     """Questions cut behind their last token that counts; of a pair, the tokenizer itself cuts the context alone."""
     out = tokenizer(list(questions), add_special_tokens=False, padding=False, truncation=False)
     return [
-        text if len(encoding) <= most else text[: encoding.offsets[most - 1][1]]
+        text if len(encoding) <= most else text[: _end(encoding.offsets, most)]
         for text, encoding in zip(questions, out.encodings, strict=True)
     ]
+
+
+def _end(offsets: Sequence[tuple[int, int]], most: int) -> int:
+    """Where in a text at most so many of its tokens end, of which none shares a character with those that follow.
+
+    A character may be several tokens (a Hangul syllable whose letters stand alone), all of it or none.
+    """
+    while most and offsets[most][0] < offsets[most - 1][1]:
+        most -= 1
+    return offsets[most - 1][1] if most else 0
 
 
 def _context_chars(pair: Any) -> Spans:

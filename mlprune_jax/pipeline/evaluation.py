@@ -11,6 +11,7 @@ from mlprune_jax.data.encode import check_vocabulary, load_tokenizer
 from mlprune_jax.errors import ModelError
 from mlprune_jax.files import AnyPath, home_path, read_json
 from mlprune_jax.inference.stored import known_task, load_masks, model_folder, stored_kind
+from mlprune_jax.models.class_order import in_task_order
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.models.tasks import TaskModel
 from mlprune_jax.pipeline.scoring import score_split
@@ -39,7 +40,8 @@ def evaluate_folder(
         offline: never ask the hub.
 
     Raises:
-        DataError, ModelError: nothing there, or a model without a task.
+        DataError, ModelError: nothing there, or a model without a task or a trained head.
+        NumericalError: logits that are not finite.
     """
     path = home_path(path)
     folder = model_folder(path)
@@ -49,6 +51,9 @@ def evaluate_folder(
     source = data or _own_data(path)
     task, examples = load_splits(settings, source, (split,), offline=offline)
     loaded = load_pretrained(folder, num_labels=len(task.labels) or None, kind=task.kind)
+    if loaded.fresh_head:
+        raise ModelError(f"{folder} has no trained head: there is nothing to evaluate", hint="fine-tune it first")
+    loaded = in_task_order(loaded, task.label_spellings, folder)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, loaded.config.vocab_size, folder)
     encoded = encode_split(examples[split], tokenizer, settings)

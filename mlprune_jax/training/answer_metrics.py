@@ -14,6 +14,7 @@ from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.data.answers import Answers
 from mlprune_jax.data.squad import Questions
 from mlprune_jax.data.windows import Windows
+from mlprune_jax.training.metrics import forward_batches
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -85,15 +86,15 @@ def evaluate_answers(
 
     Returns:
         As `score_answers`, with ``"loss"``, the mean over windows, and ``"windows"``.
+
+    Raises:
+        NumericalError: logits that are not finite.
     """
     answers = Answers(windows, **settings.answering)
     losses = []
-    for batch in batches:
-        real = batch["weights"] > 0
-        inputs = {name: value for name, value in batch.items() if name not in ("weights", "index")}
-        logits, loss = forward(params, inputs)
-        answers.add(batch["index"][real].tolist(), np.asarray(logits)[real])
-        losses.append(np.asarray(loss)[real])
+    for batch, logits, loss in forward_batches(forward, params, batches):
+        answers.add(batch["index"].tolist(), logits)
+        losses.append(loss)
     asked = windows.asked
     texts = {name: answers.answer(question).text for question, name in enumerate(asked.ids)}
     scores = score_answers(asked, texts, may_have_no_answer=settings.answering["null_threshold"] is not None)

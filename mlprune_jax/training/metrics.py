@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from mlprune_jax.data.batches import process_share
+from mlprune_jax.errors import NumericalError
 from mlprune_jax.models.tasks import Kind, TaskModel, predict_logits
 from mlprune_jax.training.losses import example_losses
 from mlprune_jax.training.mesh import Layout
@@ -35,6 +36,28 @@ def _forward(model: TaskModel, layout: Layout, params: Any, batch: dict[str, Any
     return jax.lax.with_sharding_constraint((logits, losses), layout.everywhere)
 
 
+def forward_batches(
+    forward: Any, params: Any, batches: Iterable[dict[str, Any]]
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+    """The examples of each batch, without the rows that fill it up, their logits and their losses.
+
+    Args:
+        forward: see `make_forward`.
+        params: the model's parameters.
+        batches: from `mlprune_jax.data.batches.eval_batches`; rows of weight 0 are padding.
+
+    Raises:
+        NumericalError: logits that are not finite: they answer nothing, and a score would not say so.
+    """
+    for batch in batches:
+        real = batch["weights"] > 0
+        logits, losses = forward(params, {k: v for k, v in batch.items() if k not in ("weights", "index")})
+        logits = np.asarray(logits)[real]
+        if not np.isfinite(logits).all():
+            raise NumericalError("the model's logits are not finite", hint="train it again with a lower learning_rate")
+        yield {name: rows[real] for name, rows in batch.items()}, logits, np.asarray(losses)[real]
+
+
 def evaluate(
     forward: Any, params: Any, batches: Iterable[dict[str, Any]], metrics: tuple[str, ...], kind: Kind
 ) -> dict[str, Any]:
@@ -43,25 +66,21 @@ def evaluate(
     Args:
         forward: see `make_forward`.
         params: the model's parameters.
-        batches: from `mlprune_jax.data.batches.eval_batches`; rows of weight 0 are padding.
+        batches: from `mlprune_jax.data.batches.eval_batches`.
         metrics: names out of `METRICS`.
         kind: of the task.
 
     Returns:
         ``{metric: value, ..., "loss": value, "examples": count}``; accuracies and correlations lie in [-1, 1].
+
+    Raises:
+        NumericalError: logits that are not finite.
     """
-    logits, labels, losses = [], [], []
-    for batch in batches:
-        real = batch["weights"] > 0
-        inputs = {k: v for k, v in batch.items() if k not in ("weights", "index")}
-        out, loss = forward(params, inputs)
-        logits.append(np.asarray(out)[real])
-        losses.append(np.asarray(loss)[real])
-        labels.append(batch["labels"][real])
-    scores, gold = np.concatenate(logits), np.concatenate(labels)
+    found = [(batch["labels"], logits, losses) for batch, logits, losses in forward_batches(forward, params, batches)]
+    gold, scores, losses = map(np.concatenate, zip(*found, strict=True))
     predicted = scores[:, 0] if kind == "regression" else scores.argmax(-1)
     values = {name: float(METRICS[name](gold, predicted)) for name in metrics}
-    return values | {"loss": float(np.concatenate(losses).mean()), "examples": len(gold)}
+    return values | {"loss": float(losses.mean()), "examples": len(gold)}
 
 
 def _accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from mlprune_jax.data.batches import token_places
 from mlprune_jax.data.encode import Encoded
 from mlprune_jax.errors import Preempted
+from mlprune_jax.training.metrics import forward_batches
 
 TEACHER_LOGITS = "teacher_logits"
 """The name of the column of a training batch that holds them."""
@@ -39,12 +40,10 @@ def ask_teacher(
 
     Raises:
         Preempted: stopped between two batches; nothing of the answers is saved.
+        NumericalError: logits that are not finite.
     """
-    found = []
-    for batch in batches:
-        if stopping():
-            raise Preempted("stopped while a teacher answered, as asked", hint="go on with `mlprune resume`")
-        found.append(_answer(forward, params, batch))
+    answered = forward_batches(forward, params, _until_stopped(batches, stopping))
+    found = [(batch["index"], logits) for batch, logits, _ in answered]
     if found[0][1].ndim == 2:
         of_examples = np.empty((len(encoded), found[0][1].shape[1]), np.float32)
         for rows, logits in found:
@@ -62,8 +61,8 @@ def ask_teacher(
     return column
 
 
-def _answer(forward: Any, params: Any, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of a batch's examples and their logits, without the rows that fill it up."""
-    real = batch["weights"] > 0
-    logits, _ = forward(params, {name: rows for name, rows in batch.items() if name not in ("weights", "index")})
-    return batch["index"][real], np.asarray(logits)[real]
+def _until_stopped(batches: Iterable[dict[str, Any]], stopping: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        if stopping():
+            raise Preempted("stopped while a teacher answered, as asked", hint="go on with `mlprune resume`")
+        yield batch

@@ -73,6 +73,16 @@ def test_a_label_that_only_dev_has(tmp_path):
         load_custom(tmp_path, ["text"], "label")
 
 
+@pytest.mark.parametrize(("label", "problem"), [("", "'' is blank"), (" ", "' ' is blank"), ("1 ", "'1 ' is padded")])
+def test_labels_that_are_blank_or_padded_must_be_named(tmp_path, label, problem):
+    """Found by review: a missing label was a class of its own."""
+    write(tmp_path, train_csv=f"text,label\na,0\nb,{label}\nc,1\n", dev_csv="text,label\na,0\n")
+    with pytest.raises(DataError, match=f"train.csv, line 3: label {problem}"):
+        load_custom(tmp_path, ["text"], "label")
+    task, _ = load_custom(tmp_path, ["text"], "label", labels=["0", "1", label])
+    assert task.labels == ("0", "1", label)
+
+
 @pytest.mark.parametrize(
     ("files", "problem"),
     [

@@ -1,6 +1,7 @@
 """Tokenising: the ids a tokenizer gives one by one, cut as asked, without padding."""
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -37,6 +38,51 @@ def test_the_longer_text_of_a_pair_is_cut(tokenizer):
     wanted = tokenizer("film", "its plot was")
     assert encoded.input_ids.tolist() == wanted["input_ids"]
     assert encoded.labels is None
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_too_long_examples_are_cut_as_tokenizers_cut_them(tmp_path, side):
+    """Found by review: left to a tokenizer, a pair of 1000 words each took 15 megabytes for a while."""
+    tokenizer = load_tokenizer(write_demo(tmp_path, train_size=1, dev_size=1))
+    tokenizer.truncation_side = side
+    words = ["the", "film", "is", "good", "but", "its", "plot", "was"]
+    sizes = [(first, second) for first in range(8) for second in range(8)]
+    firsts, seconds = ([" ".join(words[:n]) for n in column] for column in zip(*sizes, strict=True))
+    for texts in ((firsts,), (firsts, seconds)):
+        for most in range(len(texts) * 2 + 1, 14):
+            cut = tokenizer(*texts, truncation="longest_first", max_length=most)
+            encoded = encode(Examples(texts, None, "x"), tokenizer, max_length=most)
+            assert encoded.input_ids.tolist() == list(chain(*cut["input_ids"]))
+            assert encoded.token_type_ids.tolist() == list(chain(*cut["token_type_ids"]))
+            assert encoded.truncated == sum(bool(encoding.overflowing) for encoding in cut.encodings)
+
+
+def test_a_slow_tokenizer_cuts_and_counts_as_well(tokenizer, tmp_path):
+    """Found by review: what Japanese BERTs have counted no text as cut."""
+    (tmp_path / "vocab.txt").write_text("\n".join(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))))
+    settings = {
+        "tokenizer_class": "BertJapaneseTokenizer",
+        "word_tokenizer_type": "basic",
+        "subword_tokenizer_type": "wordpiece",
+        "do_lower_case": True,
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    slow = load_tokenizer(tmp_path)
+    assert not slow.is_fast
+    pairs = Examples((["the film is very good", "cast"], ["its plot", "bad"]), None, "x")
+    cut, wanted = encode(pairs, slow, max_length=8), encode(pairs, tokenizer, max_length=8)
+    assert cut.input_ids.tolist() == wanted.input_ids.tolist()
+    assert cut.token_type_ids.tolist() == wanted.token_type_ids.tolist()
+    assert cut.truncated == wanted.truncated == 1
+
+
+def test_long_texts_go_to_the_tokenizer_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(module, "_CHARACTERS", 5)
+    columns = (["four", "4444", "", "1", "1", "1"], ["", "4444", "", "1", "1", "1"])
+    found = list(module.chunks(columns, 3))
+    assert [(part.start, part.stop) for part in found] == [(0, 2), (2, 5), (5, 6)]
+    assert list(module.chunks(([],), 3)) == []
 
 
 def test_what_was_cut_and_what_was_left_out_is_counted(tokenizer, monkeypatch):

@@ -7,7 +7,8 @@ import pytest
 
 from mlprune_jax.data import hub
 from mlprune_jax.data.glue import load_examples
-from mlprune_jax.data.tasks import GLUE, Examples, Task, glue_task
+from mlprune_jax.data.named import named_task
+from mlprune_jax.data.tasks import GLUE, Examples, Task
 from mlprune_jax.errors import ConfigError, DataError
 
 
@@ -162,10 +163,10 @@ def test_unlabelled_rows_of_the_hub_and_its_own_label_names(monkeypatch, tmp_pat
 
 def test_tasks_by_name():
     assert list(GLUE) == ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
-    assert glue_task("SST-2") is GLUE["sst2"]
+    assert named_task("SST-2") is GLUE["sst2"]
     assert GLUE["mnli"].labels == ("entailment", "neutral", "contradiction")
     with pytest.raises(ConfigError, match="did you mean 'mnli'"):
-        glue_task("mnlli")
+        named_task("mnlli")
     for task in GLUE.values():
         assert len(task.hub_labels) == len(task.labels)
         assert len(task.hub_text_columns) == len(task.text_columns)

@@ -209,3 +209,7 @@ def test_tasks_by_name():
     assert named_task("SQuAD") is SQUAD["squad"]
     assert named_task("squad2").metrics == ("f1", "exact_match")
     assert named_task("sst2").name == "sst2"
+    with pytest.raises(ConfigError, match="did you mean 'squad2'"):
+        named_task("squad_v2")
+    with pytest.raises(ConfigError, match="squad, squad2, demo, or custom"):
+        named_task("?")

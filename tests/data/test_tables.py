@@ -77,6 +77,8 @@ def test_no_input_raises_anything_but_a_data_error(content, suffix):
         (".jsonl", '{"a": "1", "b": 2}\n{"a": ', 2, "not JSON: Expecting value"),
         (".jsonl", '{"a": "1", "b": 2}\n[1, 2]', 2, "wanted a JSON object, found list"),
         (".jsonl", "[" * 100_000, 1, "not JSON"),
+        (".jsonl", '{"a": "1", "b": NaN}', 1, "not JSON: NaN is no JSON"),
+        (".jsonl", '{"a": "1", "b": -Infinity}', 1, "not JSON: -Infinity is no JSON"),
     ],
 )
 def test_a_damaged_line_is_an_error_or_is_counted(tmp_path, caplog, suffix, content, line, problem):
@@ -109,6 +111,9 @@ def test_a_damaged_line_is_an_error_or_is_counted(tmp_path, caplog, suffix, cont
         (".csv", 'a,b\n1,"2" \n', "line 2: "),
         (".tsv", "A\tbb\n1\t2\n", "no column 'a'; columns found: A, bb"),
         (".xlsx", "", "unknown table format '.xlsx'"),
+        (".tsv", "a\tb\r1\t2\r", "lines end with \\r alone"),
+        (".tsv", "\na\tb\n1\t2\n", "line 1: blank, wanted column names"),
+        (".csv", "\na,b\n1,2\n", "line 1: blank, wanted column names"),
     ],
 )
 @pytest.mark.parametrize("on_damaged", ["error", "skip"])
@@ -184,3 +189,12 @@ def test_numbers_and_booleans_of_json_become_text_and_optional_columns_may_miss(
     table = read_table(path, ["a", "b"], optional=["c"])
     assert table.columns == {"a": ["1", "true"], "b": ["1.5", "-2"]}
     assert table.lines == [1, 2]
+
+
+def test_an_optional_column_that_comes_late_is_not_lost(tmp_path):
+    """Found by review: labels that the first line of a test split lacked were dropped without a word."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": "1"}\n{"a": "2", "b": "3"}\n')
+    with pytest.raises(DataError, match="line 2: column 'b' is here, and not in the first row"):
+        read_table(path, ["a"], optional=["b"])
+    assert read_table(path, ["a"], optional=["b"], on_damaged="skip").skipped == 1

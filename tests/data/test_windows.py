@@ -123,6 +123,18 @@ def test_long_questions_lose_their_end(tokenizer):
     assert windows.truncated == 1
 
 
+def test_a_question_is_not_cut_within_a_character(shared):
+    """Found by review: a Hangul syllable is up to three tokens, and a part of one came back whole: no room was left."""
+    tokenizer = load_tokenizer(shared / "models" / "minilm-l6-h384")
+    question = "한국어 질문은 어디에서 왔습니까 그리고 언제 어떻게 되었습니까"
+    for most in range(1, 20):
+        sizes = {"max_length": most + 3 + 9, "doc_stride": 8, "max_query_length": most}
+        windows = encode_windows(asked((question, LONG), ("?", LONG)), tokenizer, **sizes)
+        assert set(windows.question.tolist()) == {0, 1}
+        asking = windows.lengths[0] - (places(windows, 0)[:, 0] >= 0).sum() - 3
+        assert most - 3 <= asking <= most
+
+
 def test_in_chunks_as_at_once(tokenizer, monkeypatch):
     questions = asked(*[("the plot", LONG), ("cast", "this cast"), ("film", LONG)], spans=[(4, 8), (0, 4), (4, 8)])
     whole = encode_windows(questions, tokenizer, **SIZES)

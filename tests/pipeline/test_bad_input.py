@@ -73,7 +73,7 @@ def test_the_untouched_input_is_accepted(refused, tmp_path):
         ("prune.blocks.shape=12x12", "block of 12x12 does not divide attention/query, which is 32x32"),
         ("prune.blocks.shape=8", "expected block_in x block_out"),
         ("max_length=40", "max_length 40 is above the 32 positions of "),
-        ("task=sst3", "no GLUE task 'sst3'"),
+        ("task=sst3", "no task 'sst3'"),
         ("prune.heads_rows.short_schedule=refuse", "scores start at up to 0.3 and must fall by"),
         ("prune.blocks.short_schedule=refuse", "scores start at up to 0.45 and must fall by"),
         ("prune.blocks.teacher=headless", "headless' has no head for task demo"),
