@@ -289,13 +289,13 @@ def test_a_request_while_a_teacher_is_asked_once(tiny, tmp_path, monkeypatch):
     """Found by review: all of its batches ran before the signal was heeded."""
     answered = []
 
-    def answer(*arguments):
+    def forward(params, batch):
         if not answered:
             os.kill(os.getpid(), signal.SIGTERM)
-        answered.append(arguments)
-        return np.arange(1), np.zeros((1, 2), np.float32)
+        answered.append(batch)
+        return np.zeros((len(batch["labels"]), 2), np.float32), np.zeros(len(batch["labels"]), np.float32)
 
-    monkeypatch.setattr("mlprune_jax.training.teaching._answer", answer)
+    monkeypatch.setattr("mlprune_jax.pipeline.stages.make_forward", lambda *_: forward)
     stage = {**tiny.settings["prune"]["heads_rows"], "epochs": 2, "score_init": "constant"}
     prune = {"density": 0.4, "heads_rows": stage, "blocks": {"enabled": False}}
     logits_alone = {"hidden_weight": 0, "attention_weight": 0}
