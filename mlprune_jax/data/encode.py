@@ -185,7 +185,7 @@ def encode(examples: Examples, tokenizer: Tokenizer, *, max_length: int) -> Enco
 
 
 def chunks(columns: Sequence[Sequence[str]], rows: int) -> Iterator[slice]:
-    """Slices of columns of texts: of at most so many rows, and of as few more characters as a row is long."""
+    """Slices of columns of texts, of at most ``rows`` rows; of fewer where the texts are long, to spare memory."""
     start = characters = 0
     for row, texts in enumerate(zip(*columns, strict=True)):
         if row - start == rows or characters > _CHARACTERS:
