@@ -69,6 +69,11 @@ class Task:
             raise ConfigError(f"task {self.name!r}: no metric", hint="name at least one")
 
     @property
+    def num_labels(self) -> int:
+        """Outputs of a model for it: one for each class, one number, or the start and the end of an answer."""
+        return len(self.labels) or (1 if self.kind == "regression" else 2)
+
+    @property
     def label_spellings(self) -> tuple[tuple[str, ...], ...]:
         """The class names in the order of their ids, once for each way in which they are written."""
         return (self.labels,)

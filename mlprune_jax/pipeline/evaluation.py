@@ -11,9 +11,9 @@ from mlprune_jax.data.encode import check_vocabulary, load_tokenizer
 from mlprune_jax.errors import ModelError
 from mlprune_jax.files import AnyPath, home_path, read_json
 from mlprune_jax.inference.stored import known_task, load_masks, model_folder, stored_kind
-from mlprune_jax.models.class_order import in_task_order
 from mlprune_jax.models.pretrained import load_pretrained
 from mlprune_jax.models.tasks import TaskModel
+from mlprune_jax.pipeline.given import load_model
 from mlprune_jax.pipeline.scoring import score_split
 from mlprune_jax.pipeline.source import encode_split, load_splits
 from mlprune_jax.pipeline.summary import describe_model
@@ -50,16 +50,15 @@ def evaluate_folder(
         settings = settings.model_copy(update={"on_damaged": "skip"})
     source = data or _own_data(path)
     task, examples = load_splits(settings, source, (split,), offline=offline)
-    loaded = load_pretrained(folder, num_labels=len(task.labels) or None, kind=task.kind)
-    if loaded.fresh_head:
+    model, fresh_head = load_model(folder, task, task.num_labels, seed=0)
+    if fresh_head:
         raise ModelError(f"{folder} has no trained head: there is nothing to evaluate", hint="fine-tune it first")
-    loaded = in_task_order(loaded, task.label_spellings, folder)
     tokenizer = load_tokenizer(folder)
-    check_vocabulary(tokenizer, loaded.config.vocab_size, folder)
+    check_vocabulary(tokenizer, model.config.vocab_size, folder)
     encoded = encode_split(examples[split], tokenizer, settings)
-    module = TaskModel(loaded.config, task.kind, loaded.num_labels)
+    module = TaskModel(model.config, task.kind, task.num_labels)
     layout = Layout(devices=jax.local_devices()[:1])
-    metrics = score_split(module, loaded.params, encoded, task, settings, batch_size=batch_size, layout=layout)
+    metrics = score_split(module, model.params, encoded, task, settings, batch_size=batch_size, layout=layout)
     return {"model": str(folder), "task": task.name, "data": source, "split": split, **metrics}
 
 

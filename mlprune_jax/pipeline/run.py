@@ -158,7 +158,7 @@ class _Run:
         else:
             self.base, data = resolve_model(config.model, offline=config.offline), config.data
         self.task, examples = load_splits(config, data, ("train", "dev"), offline=config.offline)
-        self.num_labels = len(self.task.labels) or (1 if self.task.kind == "regression" else 2)
+        self.num_labels = self.task.num_labels
         self.given = load_given(config, self.base, self.task, self.num_labels)
         self.start = self.given.start.model
         tokenizer = load_tokenizer(self.base)
