@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.settings import PruneStage, RunConfig, TrainSettings
 from mlprune_jax.data.batches import Batches
@@ -42,6 +44,7 @@ class Context:
         stopping: whether the process was asked to stop.
         log: receives one line of metrics.
         measured: receives a training's name and how fast it went.
+        recall: a name and what works an array out -> the array; of one name it is worked out once in a stage.
         go_on: a training's name, its first state, and what measures a state -> the state to go on from, and what saves
             those to come.
     """
@@ -56,6 +59,7 @@ class Context:
     stopping: Callable[[], bool]
     log: Callable[[dict[str, Any]], None]
     measured: Callable[[str, dict[str, Any]], None]
+    recall: Callable[[str, Callable[[], np.ndarray]], np.ndarray]
     go_on: Callable[[str, TrainState, Evaluate], tuple[TrainState, Keeper]]
 
     def module(self, config: ModelConfig) -> TaskModel:

@@ -12,13 +12,14 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 
 from mlprune_jax.config.loading import dump_config
@@ -27,13 +28,14 @@ from mlprune_jax.errors import ConfigError, IntegrityError
 from mlprune_jax.files import is_temporary, read_json, write_json, write_text
 from mlprune_jax.manifest import MANIFEST, check_manifest, write_manifest
 from mlprune_jax.report.json_text import finite
-from mlprune_jax.training.processes import first_alone, is_first
+from mlprune_jax.training.processes import agree, first_alone, is_first
 
 _log = logging.getLogger(__name__)
 
 REPORT = "stage.json"
 SUMMARY = "summary.json"
 LOCK = ".lock"
+ARRAY = "array.npy"
 
 
 def check_path(path: Path) -> None:
@@ -188,6 +190,26 @@ class RunFolder:
         else:
             shutil.rmtree(path, ignore_errors=True)
 
+    def recall(self, name: str, work: Callable[[], np.ndarray]) -> np.ndarray:
+        """An array that costs much to work out: kept beside the checkpoints, until its stage is finished.
+
+        Args:
+            name: of the array, the same only for the same one.
+            work: works it out, on every process; called where it is not there, or damaged.
+        """
+        path = self.checkpoints / name
+        if agree(int(first_alone(lambda: _is_whole(path)) or 0)):
+            return np.load(path / ARRAY)
+        found = work()
+
+        def write() -> None:
+            path.mkdir(parents=True, exist_ok=True)
+            np.save(path / ARRAY, found)
+            write_manifest(path)
+
+        first_alone(write)
+        return found
+
     def finish(self, name: str, report: dict[str, Any]) -> None:
         """Write a stage's report, and last of all the manifest that makes it finished; its checkpoints go."""
 
@@ -228,6 +250,18 @@ class RunFolder:
         if damaged := sum(entry is None for _, entry in entries):
             _log.warning("%s: left out %d lines that a kill or a crash had damaged", path, damaged)
         write_text(path, "".join(kept))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a folder is there and holds what was written."""
+    if not path.is_dir():
+        return False
+    try:
+        check_manifest(path)
+    except IntegrityError as error:
+        _log.warning("%s; it is worked out again", error.message)
+        return False
+    return True
 
 
 def _entry(line: str) -> dict[str, Any] | None:

@@ -168,7 +168,18 @@ class _Run:
         measured = self.speeds.__setitem__
         spared = form_tokens(tokenizer)
         self.context = Context(
-            config, self.task, self.num_labels, train, dev, spared, layout, stopping, self.log, measured, self._go_on
+            config,
+            self.task,
+            self.num_labels,
+            train,
+            dev,
+            spared=spared,
+            layout=layout,
+            stopping=stopping,
+            log=self.log,
+            measured=measured,
+            recall=folder.recall,
+            go_on=self._go_on,
         )
         layout.check_rows(config.eval_batch_size, "eval_batch_size")
         for name, stage in self._stages().items():

@@ -46,7 +46,7 @@ from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
 from mlprune_jax.training.speed import RATES, Meter, peak_memory, step_work
 from mlprune_jax.training.state import Fixed, TrainState, merge, place_state, split_frozen
 from mlprune_jax.training.step import make_train_step
-from mlprune_jax.training.teaching import TEACHER_LOGITS, Column, ask_teacher
+from mlprune_jax.training.teaching import TEACHER_LOGITS, Column, answer_column, ask_teacher
 
 _log = logging.getLogger(__name__)
 
@@ -344,8 +344,14 @@ def _answers_once(context: Context, distillation: Distillation | None, draws: in
 
 
 def _teacher_columns(context: Context, teacher: Model) -> dict[str, Column]:
-    """A teacher's logits for the training split."""
-    batches = eval_batches(context.train, batch_size=context.config.eval_batch_size, buckets=context.config.buckets)
-    _log.info("the teacher answers %d examples", len(context.train))
-    forward, params = make_forward(context.module(teacher.config), context.layout), context.layout.place(teacher.params)
-    return {TEACHER_LOGITS: ask_teacher(forward, params, context.train, batches, context.stopping)}
+    """A teacher's logits for the training split; a stage has one teacher, so what it answered is named by the split."""
+    split, config = context.train, context.config
+
+    def ask() -> np.ndarray:
+        batches = eval_batches(split, batch_size=config.eval_batch_size, buckets=config.buckets)
+        _log.info("the teacher answers %d examples", len(split))
+        forward = make_forward(context.module(teacher.config), context.layout)
+        return ask_teacher(forward, context.layout.place(teacher.params), split, batches, context.stopping)
+
+    answers = context.recall(f"answers-{split.digest()[:16]}", ask)
+    return {TEACHER_LOGITS: answer_column(split, answers, per_token=context.task.kind == "span")}

@@ -24,7 +24,7 @@ def ask_teacher(
     encoded: Encoded,
     batches: Iterable[dict[str, Any]],
     stopping: Callable[[], bool] = bool,
-) -> Column:
+) -> np.ndarray:
     """What a teacher answers to every example of a split.
 
     Args:
@@ -35,8 +35,7 @@ def ask_teacher(
         stopping: whether the process was asked to stop.
 
     Returns:
-        ``(rows, length) -> logits``: of the examples ``rows``, float32 [rows, num_labels], or [rows, length, 2] for
-        spans, 0 where an example has no token.
+        Logits, float32: [examples, num_labels], or [tokens of the split, 2] for spans.
 
     Raises:
         Preempted: stopped between two batches; nothing of the answers is saved.
@@ -48,15 +47,32 @@ def ask_teacher(
         of_examples = np.empty((len(encoded), found[0][1].shape[1]), np.float32)
         for rows, logits in found:
             of_examples[rows] = logits
-        return lambda rows, _: of_examples[rows]
+        return of_examples
     of_tokens = np.empty((len(encoded.input_ids), 2), np.float32)
     for rows, logits in found:
         at, real = token_places(encoded, rows, logits.shape[1])
         of_tokens[at[real]] = logits[real]
+    return of_tokens
+
+
+def answer_column(encoded: Encoded, answers: np.ndarray, *, per_token: bool) -> Column:
+    """What `ask_teacher` found, as a column of training batches.
+
+    Args:
+        encoded: the split that was asked about.
+        answers: see `ask_teacher`.
+        per_token: whether they are of tokens, as for spans.
+
+    Returns:
+        ``(rows, length) -> logits``: of the examples ``rows``, float32 [rows, num_labels], or [rows, length, 2] for
+        spans, 0 where an example has no token.
+    """
+    if not per_token:
+        return lambda rows, _: answers[rows]
 
     def column(rows: np.ndarray, length: int) -> np.ndarray:
         at, real = token_places(encoded, rows, length)
-        return np.where(real[..., None], of_tokens[at], np.float32(0))
+        return np.where(real[..., None], answers[at], np.float32(0))
 
     return column
 

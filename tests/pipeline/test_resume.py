@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from mlprune_jax.pipeline.verification import verify_folder
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.metrics import evaluate
 from mlprune_jax.training.speed import RATES
+from mlprune_jax.training.teaching import ask_teacher
 from tests.pipeline.conftest import Killed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -303,6 +305,39 @@ def test_a_request_while_a_teacher_is_asked_once(tiny, tmp_path, monkeypatch):
     with pytest.raises(Preempted, match="while a teacher answered"):
         pipeline.run(settings, tmp_path / "run", quiet=True)
     assert len(answered) == 1
+
+
+def test_what_a_teacher_answered_outlives_a_kill(tiny, tmp_path, monkeypatch, caplog):
+    """Learning and recovery compare the same logits; damaged ones are asked for again."""
+    asked = []
+
+    def counting(*arguments):
+        asked.append(arguments)
+        return ask_teacher(*arguments)
+
+    monkeypatch.setattr("mlprune_jax.pipeline.stages.ask_teacher", counting)
+    stage = {**tiny.settings["prune"]["heads_rows"], "epochs": 3, "recover": 0.5, "score_init": "constant"}
+    prune = {"density": 0.4, "heads_rows": stage, "blocks": {"enabled": False}}
+    logits_alone = {"hidden_weight": 0, "attention_weight": 0}
+    settings = tiny.config(dense={"enabled": False}, prune=prune, distillation=logits_alone)
+    pipeline.run(settings, tmp_path / "whole", quiet=True)
+    assert len(asked) == 1
+    run = tmp_path / "run"
+    begin, go_on = partial(pipeline.run, settings, run), partial(pipeline.resume, run)
+    for start, steps in ((begin, 12 + 3), (go_on, 4)):  # killed in recovery, twice
+        with monkeypatch.context() as patched:
+            kill_at(patched, steps, Killed)
+            with pytest.raises(Killed):
+                start(quiet=True)
+    assert len(asked) == 2
+    (answers,) = run.glob("checkpoints/answers-*/array.npy")
+    answers.write_bytes(answers.read_bytes()[:-8] + bytes(8))
+    pipeline.resume(run, quiet=True)
+    assert len(asked) == 3
+    assert "array.npy has changed; it is worked out again" in caplog.text
+    model = "final/model.safetensors"
+    assert (run / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+    assert not (run / "checkpoints").exists()
 
 
 def test_a_run_killed_before_it_began_can_be_started_again(tmp_path):

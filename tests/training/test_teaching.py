@@ -15,7 +15,7 @@ from mlprune_jax.training.metrics import make_forward
 from mlprune_jax.training.optimizer import plain_optimizer
 from mlprune_jax.training.state import Fixed, init_state
 from mlprune_jax.training.step import make_train_step
-from mlprune_jax.training.teaching import TEACHER_LOGITS, ask_teacher
+from mlprune_jax.training.teaching import TEACHER_LOGITS, answer_column, ask_teacher
 from tests.training.tiny import CONFIG
 
 BUCKETS = (4, 8)
@@ -40,9 +40,9 @@ def told(request):
     """A teacher, a split, and batches of it that hold the teacher's logits."""
     model, encoded = TaskModel(CONFIG, request.param, KINDS[request.param]), split(request.param)
     params, layout = init_params(model, 1), Layout(1)
-    column = ask_teacher(
-        make_forward(model, layout), params, encoded, eval_batches(encoded, batch_size=3, buckets=BUCKETS)
-    )
+    batches = eval_batches(encoded, batch_size=3, buckets=BUCKETS)
+    answers = ask_teacher(make_forward(model, layout), params, encoded, batches)
+    column = answer_column(encoded, answers, per_token=request.param == "span")
     batches = Batches(encoded, batch_size=2, buckets=BUCKETS, seed=0, columns={TEACHER_LOGITS: column})
     return model, params, [batches.batch(step) for step in range(9)]
 
