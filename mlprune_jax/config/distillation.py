@@ -35,6 +35,8 @@ class Distillation(Frozen):
 
     @model_validator(mode="after")
     def _recovery_compares(self) -> Distillation:
+        if not any((self.logit_weight, self.hidden_weight, self.attention_weight, self.task_weight)):
+            raise ValueError("all four weights are 0: nothing would be learned")
         if self.recovery == "logits" and self.logit_weight == 0:
             raise ValueError("recovery logits needs a logit_weight above 0: nothing else would be compared")
         if self.recovery == "all" and self.variants:

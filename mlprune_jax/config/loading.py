@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -13,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from mlprune_jax.config.yaml_text import read_yaml, write_yaml
 from mlprune_jax.errors import ConfigError
+from mlprune_jax.files import AnyPath, home_path
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -23,14 +25,14 @@ MAX_SHOWN = 12  # wrong settings named in one message
 
 
 def load_config(
-    cls: type[Settings], path: Path | None, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
+    cls: type[Settings], path: AnyPath | None, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
 ) -> Settings:
     """Read settings from a YAML file, apply dotted overrides, validate.
 
     Args:
         cls: the pydantic class to build.
-        path: a YAML file, or the name of a packaged recipe, as ``minilm_mrpc_d20``; None starts from nothing, so that
-            the defaults and the overrides decide.
+        path: a YAML file, ``~`` for a home, or the name of a packaged recipe, as ``minilm_mrpc_d20``; None starts from
+            nothing, so that the defaults and the overrides decide.
         overrides: ``"place.of.key=value"`` each, the value in YAML; later ones win.
         defaults: settings that hold where the file and the overrides have none.
 
@@ -40,7 +42,7 @@ def load_config(
     Raises:
         ConfigError: where the file cannot be read or any setting is wrong; the message names all of them.
     """
-    data = dict(defaults or {}) | ({} if path is None else _read_mapping(_file_or_recipe(path)))
+    data = deepcopy(dict(defaults or {})) | ({} if path is None else _read_mapping(_file_or_recipe(home_path(path))))
     for override in overrides:
         _apply_override(data, override)
     try:

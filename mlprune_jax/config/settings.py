@@ -53,6 +53,7 @@ class DenseStage(TrainSettings):
 
 # What a stage with thresholds has where a soft one has the defaults below: scores and penalty as published.
 OF_THRESHOLDS = {"score_init": "constant", "score_scale": 0, "two_sided": False, "max_strength": 20000, "clip": "all"}
+FLAT = 15.0  # above this, what is left of the sigmoid's slope is lost in float32
 THRESHOLDS_ALONE = ("threshold_learning_rate", "threshold_start", "threshold_gradient")
 
 
@@ -83,7 +84,8 @@ class PruneStage(TrainSettings):
         clip: "all" clips the one norm of all gradients, the penalty's part included, as published; "weights" that of
             the weights alone, so that a strong penalty does not shrink their step.
         threshold_start: first logit of the kept fractions; 5 keeps 99.3 %, 10 (published) everything.
-        temperature: LEAP's sigmoid temperature of the thresholds; 1 is MLPruning.
+        temperature: LEAP's sigmoid temperature of the thresholds, 1 is MLPruning; of soft densities, of the scores'
+            sigmoid in the penalty's gradient.
         max_strength, min_strength, weak_strength, weak_below: the adaptive strength of the penalty.
         two_sided: also pull a density below the target back up.
         ramp: shares of the learning steps between which the target falls from the density that the stage starts with to
@@ -146,6 +148,12 @@ class PruneStage(TrainSettings):
         if self.score_init in ("fisher", "uniform") and self.score_scale == 0:
             raise ValueError(
                 f"score_init {self.score_init} spreads scores over -score_scale .. score_scale: a score_scale above 0"
+            )
+        start = self.highest_score if self.densities == "soft" else self.threshold_start
+        if start > FLAT * self.temperature:
+            raise ValueError(
+                f"at temperature {self.temperature:g} the sigmoid is flat where training starts, at {start:g}, and the "
+                f"penalty would move nothing: temperature must be {start / FLAT:.2g} at least"
             )
         if self.ramp is not None and self.ramp[0] > self.ramp[1]:
             raise ValueError(f"ramp {list(self.ramp)} ends before it begins")
@@ -359,7 +367,10 @@ class RunConfig(TaskSettings):
         for name, stage in (("heads_rows", self.prune.heads_rows), ("blocks", self.prune.blocks)):
             if self.distillation is None and stage.enabled and stage.teacher is not None:
                 raise ValueError(f"prune.{name} names a teacher, and distillation is null: nothing would ask it")
-        recovers = any(stage.enabled and stage.recover for stage in (self.prune.heads_rows, self.prune.blocks))
+        stages = [stage for stage in (self.prune.heads_rows, self.prune.blocks) if stage.enabled]
+        recovers = any(stage.recover for stage in stages)
         if self.distillation is not None and self.distillation.variants and not recovers:
             raise ValueError("distillation.variants is for recovery, and no stage has any: set its recover above 0")
+        if self.distillation is not None and stages and not recovers and self.distillation.recovery != "all":
+            raise ValueError("distillation.recovery is of recovery, and no stage has any: set its recover above 0")
         return self

@@ -57,7 +57,7 @@ def _pack(name: str, weight: np.ndarray, mask: np.ndarray) -> BlockSparse | np.n
 class PackedDense(nn.Module):
     """`mlprune_jax.models.bert.Dense` over packed parameters: ``Bert(config, dense=PackedDense)`` runs and trains them.
 
-    Stored blocks get gradients, the others stay out of the model: fine-tuning after pruning.
+    Stored blocks get gradients, the others stay out of the model: fine-tuning after pruning (docs/inference.md).
     """
 
     features: int

@@ -52,17 +52,19 @@ def product(x: Float[Array, "*B D_in"], kernel: Float[Array, "D_in D_out"], dtyp
     return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def _product_forward(x: Array, kernel: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
-    return product(x, kernel, dtype), (x.astype(dtype), kernel.astype(dtype))
+def _product_forward(x: Array, kernel: Array, dtype: Any) -> tuple[Array, tuple[Array, ...]]:
+    nothing = [jnp.zeros(0, operand.dtype) for operand in (x, kernel)]  # whose dtypes their gradients have
+    return product(x, kernel, dtype), (x.astype(dtype), kernel.astype(dtype), *nothing)
 
 
-def _product_backward(dtype: Any, operands: tuple[Array, Array], upstream: Array) -> tuple[Array, Array]:
-    x, kernel = operands
+def _product_backward(dtype: Any, saved: tuple[Array, ...], upstream: Array) -> tuple[Array, Array]:
+    x, kernel, like_x, like_kernel = saved
     # One axis of tokens: summed over two, XLA copies x transposed on a CPU, at 8 % of all gradients' time.
     rows, upstream = x.reshape(-1, x.shape[-1]), upstream.reshape(-1, upstream.shape[-1]).astype(dtype)
     dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
     dx = dot(upstream, kernel, (((1,), (1,)), ((), ())))
-    return dx.reshape(x.shape).astype(x.dtype), dot(rows, upstream, (((0,), (0,)), ((), ())))
+    dkernel = dot(rows, upstream, (((0,), (0,)), ((), ())))
+    return dx.reshape(x.shape).astype(like_x.dtype), dkernel.astype(like_kernel.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mlprune_jax.config.geometry import ModelConfig
+from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.bert import Bert, Dense, Dropout, Encoded
 from mlprune_jax.models.names import Kind
 
@@ -61,7 +62,12 @@ class TaskModel(nn.Module):
         """Encode a batch and read the head; arguments as in `Bert.__call__`; logits are float32.
 
         ``encoded.last`` is of the first token alone, [B, 1, D], where `first_token_suffices`.
+
+        Raises:
+            ConfigError: another ``kind``.
         """
+        if self.kind not in get_args(Kind):
+            raise ConfigError(f"no kind {self.kind!r} of task: there are {', '.join(get_args(Kind))}")
         init = nn.initializers.normal(self.config.initializer_range)
         pool = self.kind != "span"
         bert = Bert(self.config, self.dtype, self.dense, pool, rematerialize=self.rematerialize, name="bert")

@@ -140,8 +140,11 @@ class RunFolder:
     def describe(self, **entries: Any) -> None:
         """Add entries to ``run.json``; waits for nobody, so that a process that fails alone can say so."""
         path = self.root / "run.json"
-        if is_first():
-            write_json(path, (read_json(path) if path.exists() else {}) | entries)
+        if not is_first():
+            return
+        stored = read_json(path) if path.exists() else {}
+        if stored | entries != stored:
+            write_json(path, stored | entries)
 
     def hold_to(self, identity: dict[str, Any]) -> None:
         """Store what all of the run depends on, at its start; later, see that it is the same.

@@ -8,6 +8,7 @@ bit for bit.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -26,6 +27,8 @@ Axes = Mapping[str, Sequence[Any]]
 
 DENSITY, SEED = "prune.density", "seed"
 NOT_OF_DENSE = ("prune", "distillation")
+LONGEST_NAME = 200
+"""Bytes of a run's name: a file system takes 255, with ``dense_``, ``.yaml`` and the marks of a file being written."""
 
 
 class SweepRun(NamedTuple):
@@ -154,7 +157,8 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
         stages[name] = stage.model_copy(update=folders)
     whole = {"prune": config.prune.model_copy(update=stages)}
     if config.model != "demo":
-        whole |= {"model": whole_path(config.model), "data": whole_path(config.data)}
+        data = config.data if config.data == "hub" else whole_path(config.data)  # whatever else is called so here
+        whole |= {"model": whole_path(config.model), "data": data}
     return config.model_copy(update=whole)
 
 
@@ -166,4 +170,8 @@ def _add(runs: dict[str, SweepRun], run: SweepRun) -> None:
 def _name(settings: Mapping[str, Any]) -> str:
     """``density-0.5_seed-0_blocks.shape-16x16``: a folder's name that says what the sweep set."""
     parts = (f"{place.removeprefix('prune.')}-{value}" for place, value in settings.items())
-    return re.sub(r"[^\w.+-]+", "-", "_".join(parts))
+    name = re.sub(r"[^\w.+-]+", "-", "_".join(parts))
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name.encode()[: LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"

@@ -110,6 +110,7 @@ def resume(workdir: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
     if folder.summary.is_file():
         summary = read_json(folder.summary)
         if folder.has_final():
+            folder.describe(state="finished")  # a kill can have come before that was said
             return summary
     with folder.locked(), StopRequest() as stopping:
         return _finish(_Run(load_config(RunConfig, folder.resolved), folder, quiet=quiet, stopping=stopping))

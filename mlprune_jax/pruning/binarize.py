@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mlprune_jax.errors import ConfigError
+
 ThresholdGradient = Literal["sum", "boundary"]
+Temperature = float | Float[Array, ""]
 WINDOW = 0.02  # of a group's units, on each side of the cut: what "boundary" averages over
 
 
-def kept_units(threshold: Float[Array, ""], size: int, temperature: float = 1.0) -> Int[Array, ""]:
-    """``ceil(sigmoid(threshold / temperature) * size)``, at least 1."""
-    kept = jnp.ceil(jax.nn.sigmoid(threshold / temperature) * size).astype(jnp.int32)
+def kept_units(threshold: Float[Array, ""], size: int, temperature: Temperature = 1.0) -> Int[Array, ""]:
+    """``ceil(sigmoid(threshold / temperature) * size)``, at least 1; in float32, which counts every unit."""
+    kept = jnp.ceil(jax.nn.sigmoid(jnp.asarray(threshold, jnp.float32) / temperature) * size).astype(jnp.int32)
     return jnp.maximum(kept, 1)
 
 
@@ -39,11 +42,11 @@ def _mask_of(order: Int[Array, "n"], shape: tuple[int, ...], kept: Int[Array, ""
     return mask.reshape(shape[::-1]).T
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def binarize(
     scores: Float[Array, "..."],
     threshold: Float[Array, ""],
-    temperature: float = 1.0,
+    temperature: Temperature = 1.0,
     threshold_gradient: ThresholdGradient = "sum",
 ) -> Float[Array, "..."]:
     """A 0/1 mask over the units, with straight-through gradients.
@@ -60,11 +63,14 @@ def binarize(
     Args:
         scores: importance of the units, ``(n,)`` or ``(n_in, n_out)`` tiles.
         threshold: logit of the kept fraction.
-        temperature: LEAP's sigmoid temperature; 1 is MLPruning.
+        temperature: LEAP's sigmoid temperature; 1 is MLPruning; may be traced, and has no gradient.
         threshold_gradient: see above.
 
     Returns:
         The mask in the dtype of the scores: a bool output could carry no gradient.
+
+    Raises:
+        ConfigError: another ``threshold_gradient``.
 
     Reference: arXiv 2105.14636v1, section 3.
     """
@@ -72,21 +78,24 @@ def binarize(
 
 
 def _forward(scores, threshold, temperature, threshold_gradient):
+    if threshold_gradient not in get_args(ThresholdGradient):
+        raise ConfigError(f"no threshold_gradient {threshold_gradient!r}: {' or '.join(get_args(ThresholdGradient))}")
     order, kept = _ranked(scores), kept_units(threshold, scores.size, temperature)
     mask = _mask_of(order, scores.shape, kept).astype(scores.dtype)
-    return mask, (mask, threshold, order, kept)
+    return mask, (mask, threshold, temperature, order, kept)
 
 
-def _backward(temperature, threshold_gradient, saved, upstream):
-    mask, threshold, order, kept = saved
+def _backward(threshold_gradient, saved, upstream):
+    mask, threshold, temperature, order, kept = saved
     wide = upstream.astype(threshold.dtype)  # a sum over all units, in the precision of what it is for
+    none = jnp.zeros_like(temperature)
     if threshold_gradient == "sum":
-        return upstream, jnp.sum(wide * mask)
+        return upstream, jnp.sum(wide * mask), none
     n = order.size
     width, rank = max(round(WINDOW * n), 1), jnp.arange(n)
     near = ((kept - width <= rank) & (rank < kept + width)).astype(wide.dtype)
     worth = jnp.sum(wide.T.ravel()[order] * near) / jnp.sum(near)
-    return upstream, worth * n * jax.grad(jax.nn.sigmoid)(threshold / temperature) / temperature
+    return upstream, worth * n * jax.grad(jax.nn.sigmoid)(threshold / temperature) / temperature, none
 
 
 binarize.defvjp(_forward, _backward)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, exp, gcd, lcm, log
+from math import ceil, exp, gcd, isfinite, lcm, log
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.pruning.binarize import kept_units, positive_units
+from mlprune_jax.pruning.binarize import Temperature, kept_units, positive_units
 from mlprune_jax.pruning.granularity import HEAD, ROW, BlockShape, Group, find_groups, matrix_shapes
 
 Number = Any  # int, float or a traced scalar: the same polynomial serves all three
@@ -88,7 +88,7 @@ class HeadRowCost:
         if unknown := set(self.groups) - set(find_groups(self.config, (HEAD, ROW))):
             raise ConfigError(f"no price for {_names(unknown)}: neither heads nor rows of this model")
 
-    def budget(self, logits: Logits, temperature: float = 1.0) -> Float[Array, ""]:
+    def budget(self, logits: Logits, temperature: Temperature = 1.0) -> Float[Array, ""]:
         """R of step 1: expected kernel weights over this model's, each fraction floored at one unit.
 
         Args:
@@ -123,7 +123,7 @@ class BlockCost:
         if unknown := {group for group in self.groups if len(group.unit) != 2}:
             raise ConfigError(f"no price for {_names(unknown)}: no tiles")
 
-    def budget(self, logits: Logits, temperature: float = 1.0) -> Float[Array, ""]:
+    def budget(self, logits: Logits, temperature: Temperature = 1.0) -> Float[Array, ""]:
         """R of step 2: expected tiles over this model's tiles."""
         expected = expected_fractions(self.groups, logits, temperature)
         return jnp.stack([expected[g.name] * g.size for g in self.groups]).sum() / sum(g.size for g in self.groups)
@@ -145,9 +145,12 @@ def _names(groups: set[Group]) -> str:
     return ", ".join(sorted(group.name for group in groups))[:200]
 
 
-def expected_fractions(groups: tuple[Group, ...], logits: Logits, temperature: float) -> dict[str, Float[Array, ""]]:
-    """Of each group, the mean of ``sigmoid(logit / temperature)``: of its one threshold or over its scores."""
-    return {g.name: jnp.mean(jax.nn.sigmoid(logits[g.name] / temperature)) for g in groups}
+def expected_fractions(
+    groups: tuple[Group, ...], logits: Logits, temperature: Temperature
+) -> dict[str, Float[Array, ""]]:
+    """Of each group, the mean of ``sigmoid(logit / temperature)``: of its one threshold or over its scores, float32."""
+    wide = {g.name: jnp.asarray(logits[g.name], jnp.float32) for g in groups}  # float16 cannot hold a matrix's size
+    return {name: jnp.mean(jax.nn.sigmoid(logit / temperature)) for name, logit in wide.items()}
 
 
 def rounding_unit(group: Group, block_shape: BlockShape) -> int:
@@ -168,7 +171,7 @@ def round_up(kept: Number, unit: int, limit: int) -> Number:
     return min(rounded, limit) if isinstance(rounded, int) else jnp.minimum(rounded, limit)
 
 
-def counted_budget(cost: Cost, *, temperature: float = 1.0, soft: bool = False) -> Budget:
+def counted_budget(cost: Cost, *, temperature: Temperature = 1.0, soft: bool = False) -> Budget:
     """A budget whose value is the exact count, over the dense encoder, and whose gradient is R's.
 
     R is only a steering quantity: ``ceil`` and the rounding to tiles put the count above it, by several points for
@@ -211,8 +214,10 @@ def check_reachable(cost: Cost, target: float) -> None:
     """Refuse a target below `smallest_density`.
 
     Raises:
-        ConfigError: with what is the least.
+        ConfigError: with what is the least; or the target is no finite number.
     """
+    if not isfinite(target):
+        raise ConfigError(f"a density must be a finite number, got {target}")
     if (least := smallest_density(cost)) > target:
         what, smaller = "one unit per group", "units"
         if isinstance(cost, HeadRowCost) and cost.block_shape is not None:
@@ -221,6 +226,15 @@ def check_reachable(cost: Cost, target: float) -> None:
         raise ConfigError(
             f"density {target:g} cannot be reached: {what} already keeps {least:.4f} of the encoder",
             hint=f"raise the density, or use smaller {smaller}",
+        )
+
+
+def _check_finite(what: str, cost: Cost, values: Mapping[str, Any]) -> None:
+    """Refuse what a diverged training leaves: any order of it is an accident."""
+    if odd := [g.name for g in cost.groups if not np.isfinite(np.asarray(values[g.name], np.float32)).all()]:
+        raise ConfigError(
+            f"{what} of {odd[0]} and {len(odd) - 1} other groups are not finite: they say nothing of what to cut",
+            hint="go back to a state from before the training diverged, and lower its learning rate",
         )
 
 
@@ -240,9 +254,10 @@ def cut_to(cost: Cost, thresholds: Mapping[str, float], target: float, *, temper
         Kept units by group, at least one each, before rounding to tiles (`Cost.round_up`).
 
     Raises:
-        ConfigError: the target lies below what one unit per group costs.
+        ConfigError: the target lies below what one unit per group costs, or it or a threshold is not finite.
     """
     check_reachable(cost, target)
+    _check_finite("thresholds", cost, thresholds)
 
     def wanted(shift: float) -> dict[str, float]:
         return {g.name: _sigmoid((float(thresholds[g.name]) + shift) / temperature) * g.size for g in cost.groups}
@@ -250,7 +265,9 @@ def cut_to(cost: Cost, thresholds: Mapping[str, float], target: float, *, temper
     def kept_at(shift: float) -> dict[str, int]:
         return threshold_counts(cost, {name: float(t) + shift for name, t in thresholds.items()}, temperature)
 
-    low, high = -60.0 * temperature, 60.0 * temperature
+    # Thresholds may stand anywhere: wide enough that both ends reach all of them, nothing kept and everything.
+    reach = 60.0 * temperature + max(abs(float(thresholds[g.name])) for g in cost.groups)
+    low, high = -reach, reach
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if density(cost, kept_at(middle)) <= target else (low, middle)
@@ -281,9 +298,10 @@ def cut_scores(cost: Cost, scores: ByUnit, target: float) -> dict[str, int]:
         Kept units by group, at least one each, before rounding to tiles (`Cost.round_up`).
 
     Raises:
-        ConfigError: the target lies below what one unit per group costs.
+        ConfigError: the target lies below what one unit per group costs, or it or a score is not finite.
     """
     check_reachable(cost, target)
+    _check_finite("scores", cost, scores)
     names, sizes = [group.name for group in cost.groups], [group.size for group in cost.groups]
     falling = np.concatenate([np.sort(np.ravel(scores[name]))[::-1] for name in names])
     groups, ranks = np.repeat(np.arange(len(names)), sizes), np.concatenate([np.arange(size) for size in sizes])

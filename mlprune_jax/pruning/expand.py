@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
@@ -24,14 +25,14 @@ def expand(params: Mapping[str, Any], config: ModelConfig) -> tuple[dict[str, An
         config: its geometry, shrunk or dense.
 
     Returns:
-        Parameters of the dense sizes (numpy) and the geometry without ``layers``.
+        Parameters of the dense sizes (numpy, nothing shared with ``params``) and the geometry without ``layers``.
     """
     dense = config.model_copy(update={"layers": ()})
     encoder = dict(params["bert"]["encoder"])
     for i, shape in enumerate(config.layer_shapes):
         name = layer_path(i)[-1]
         encoder[name] = _expand_layer(encoder[name], shape, dense)
-    return {**params, "bert": {**params["bert"], "encoder": encoder}}, dense
+    return jax.tree.map(np.array, {**params, "bert": {**params["bert"], "encoder": encoder}}), dense
 
 
 def _expand_layer(layer: Mapping[str, Any], shape: LayerShape, config: ModelConfig) -> dict[str, Any]:

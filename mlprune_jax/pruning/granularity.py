@@ -73,7 +73,13 @@ PARTS = {"heads": "attention", "attention_output": "attention_output", "ffn": "f
 
 
 def block(block_shape: BlockShape) -> Granularity:
-    """Tiles of ``(block_in, block_out)`` weights in each of the six matrices, each with its own threshold."""
+    """Tiles of ``(block_in, block_out)`` weights in each of the six matrices, each with its own threshold.
+
+    Raises:
+        ConfigError: not two whole numbers above 0.
+    """
+    if len(block_shape) != 2 or not all(isinstance(side, int) and side > 0 for side in block_shape):
+        raise ConfigError(f"a tile has two sides, whole numbers above 0, got {block_shape!r}")
     return Granularity("block", {name: (name,) for name in MATRICES}, block_shape, cuts_bias=False)
 
 

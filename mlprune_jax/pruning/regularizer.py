@@ -90,7 +90,8 @@ def add_density_penalty(
             `optax.multi_transform` the tree keeps its form, so the key stays.
 
     Returns:
-        A transform whose update needs ``params``; its state is a `DensityPenaltyState`.
+        A transform whose update needs ``params``; its state is a `DensityPenaltyState`. `optax.inject_hyperparams`
+        takes it with ``static_args=("budget",)``: it calls every other function as a schedule.
 
     Raises:
         ConfigError: a constant target outside (0, 1].
@@ -113,7 +114,8 @@ def add_density_penalty(
     def init(params: Any) -> DensityPenaltyState:
         thresholds = params if key is None else params[key]
         penalty, strength = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)  # two: each may be donated
-        return DensityPenaltyState(jnp.zeros((), jnp.int32), budget(thresholds), penalty, strength)
+        density = jnp.asarray(budget(thresholds), jnp.float32)
+        return DensityPenaltyState(jnp.zeros((), jnp.int32), density, penalty, strength)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, DensityPenaltyState]:
         if params is None:
@@ -121,7 +123,7 @@ def add_density_penalty(
         wanted = jnp.asarray(target(state.updates) if callable(target) else target, jnp.float32)
 
         def weighted_penalty(thresholds: Any) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
-            density = budget(thresholds)
+            density = jnp.asarray(budget(thresholds), jnp.float32)
             penalty = density_penalty(density, wanted, two_sided=two_sided)
             strength = adaptive_strength(penalty, wanted, **strengths)
             return strength * penalty, (density, penalty, strength)

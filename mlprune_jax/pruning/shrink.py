@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -29,7 +30,8 @@ def shrink(params: Params, masks: Masks, config: ModelConfig) -> tuple[dict[str,
         config: the model's geometry, dense or already shrunk.
 
     Returns:
-        Smaller parameters (numpy) and the geometry that runs them; its ids are those of the dense model.
+        Smaller parameters (numpy, nothing shared with ``params``) and the geometry that runs them; its ids are those of
+        the dense model.
 
     Raises:
         ConfigError: a mask that keeps nothing, that has not one entry per unit, or that is none of heads or rows (tiles
@@ -48,7 +50,8 @@ def shrink(params: Params, masks: Masks, config: ModelConfig) -> tuple[dict[str,
             f"no head, row or FFN unit of this model is cut by the mask of {'/'.join(next(iter(found)))}",
             hint="tiles stay where they are: `apply_masks` zeroes them, and only whole heads and rows can leave",
         )
-    smaller = {**params, "bert": {**params["bert"], "encoder": encoder}}
+    # Copies throughout: what is donated later is not the caller's own.
+    smaller = jax.tree.map(np.array, {**params, "bert": {**params["bert"], "encoder": encoder}})
     dense = all(shape == LayerShape() for shape in layers)
     return smaller, config.model_copy(update={"layers": () if dense else tuple(layers)})
 

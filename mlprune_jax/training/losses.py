@@ -105,25 +105,39 @@ def distillation_loss(
         ``{"logit", "hidden", "attention"}``, each already weighted.
 
     Raises:
-        ConfigError: a term has a weight, and a model's outputs lack what it compares.
+        ConfigError: a term has a weight, and a model's outputs lack what it compares, or differ in its shape.
 
     Reference: arXiv 2105.14636v1, section 3.
     """
-    for name, weight in (("hidden_states", settings.hidden_weight), ("attentions", settings.attention_weight)):
-        if weight and not all(getattr(outputs.encoded, name) for outputs in (student, teacher)):
-            raise ConfigError(
-                f"distillation weighs {name} by {weight:g}, but the outputs of student or teacher have none",
-                hint="run both models with hidden=True and attention=True, or set the weight to 0",
-            )
     weights = jnp.ones(attention_mask.shape) if settings.average == "all" else attention_mask.astype(jnp.float32)
-    hidden = zip(student.encoded.hidden_states, teacher.encoded.hidden_states, strict=True)
-    maps = list(zip(student.encoded.attentions, teacher.encoded.attentions, strict=True))
-    same = [s.shape == t.shape for s, t in maps] if same_heads is None else same_heads
+    if student.logits.shape != teacher.logits.shape:
+        raise ConfigError(f"student and teacher have logits of {student.logits.shape} and {teacher.logits.shape}")
+    hidden = _both(student, teacher, "hidden_states", settings.hidden_weight)
+    maps = _both(student, teacher, "attentions", settings.attention_weight)
+    same = [s.shape == t.shape for s, t in maps] if same_heads is None or not maps else same_heads
     zero = jnp.zeros(())
     logit = logit_divergence(student.logits, teacher.logits, settings.temperature, kind, attention_mask)
     return {
         "logit": settings.logit_weight * logit,
         "hidden": settings.hidden_weight * sum((hidden_distance(s, t, weights) for s, t in hidden), zero),
         "attention": settings.attention_weight
-        * sum((attention_distance(*pair, weights) for pair, alike in zip(maps, same, strict=False) if alike), zero),
+        * sum((attention_distance(*pair, weights) for pair, alike in zip(maps, same, strict=True) if alike), zero),
     }
+
+
+def _both(student: Outputs, teacher: Outputs, name: str, weight: float) -> list[tuple[Array, Array]]:
+    """What each layer has of student and teacher; nothing where it has no weight."""
+    if weight == 0:
+        return []
+    own, other = getattr(student.encoded, name), getattr(teacher.encoded, name)
+    if not (own and other):
+        raise ConfigError(
+            f"distillation weighs {name} by {weight:g}, but the outputs of student or teacher have none",
+            hint="run both models with hidden=True and attention=True, or set the weight to 0",
+        )
+    if len(own) != len(other):
+        raise ConfigError(
+            f"distillation weighs {name} by {weight:g}: student and teacher have {len(own)} and {len(other)} of them",
+            hint="take a teacher of as many layers, or compare logits alone",
+        )
+    return list(zip(own, other, strict=True))

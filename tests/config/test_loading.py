@@ -66,6 +66,20 @@ def test_file_then_overrides_the_later_wins(load):
     assert run == Run(model="tiny", steps=8, prune=Prune(density=0.3, blocks=Blocks(density=0.1)))
 
 
+def test_a_path_may_be_text_in_ones_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.yaml").write_text("model: m\n")
+    for path in (str(tmp_path / "my.yaml"), "~/my.yaml", tmp_path / "my.yaml"):
+        assert load_config(Run, path) == Run(model="m")
+    assert "there is no config file" in message(load_config, Run, str(tmp_path / "your.yaml"))
+
+
+def test_overrides_leave_the_callers_defaults_alone():
+    defaults = {"model": "m", "prune": {"density": 0.5}}
+    assert load_config(Run, None, ["prune.density=0.2"], defaults).prune.density == 0.2
+    assert defaults["prune"] == {"density": 0.5}
+
+
 def test_no_file_uses_defaults_and_overrides():
     assert load_config(Run, None, ["model=tiny"]) == Run(model="tiny")
 
@@ -223,6 +237,13 @@ def test_the_schema_of_a_run_says_what_is_allowed_in_standard_words():
         (["labels=[a, b]", "regression=true"], "labels, regression is for task custom"),
         (["text_columns=[a]", "label_column=b"], "text_columns, label_column is for task custom"),
         (["data=demo"], "model demo and data demo go together"),
+        (["distillation={logit_weight: 0, hidden_weight: 0, attention_weight: 0, task_weight: 0}"], "nothing would be"),
+        (
+            ["distillation.recovery=logits", "prune.heads_rows.recover=0", "prune.blocks.recover=0"],
+            "distillation.recovery is of recovery, and no stage has any",
+        ),
+        (["prune.blocks.temperature=0.01"], "temperature must be 0.03 at least"),
+        (["prune.blocks={densities: learned, temperature: 0.1}"], "temperature must be 0.33 at least"),
     ],
 )
 def test_settings_that_nothing_would_read_are_refused(overrides, told):

@@ -12,6 +12,7 @@ from mlprune_jax.errors import ConfigError
 from mlprune_jax.inference.pack import PackedDense, pack_params
 from mlprune_jax.models.tasks import TaskModel
 from pallas_kernels import BlockSparse, to_dense
+from tests.documents import examples, execute
 from tests.inference.conftest import CONFIG, batch, close, plain_logits, with_mask
 
 
@@ -70,3 +71,15 @@ def test_a_packed_model_runs_and_trains_its_stored_blocks(tile_model):
     stays = to_dense(replace(stored, values=jnp.ones_like(stored.values)))
     spread = to_dense(replace(stored, values=found.values))
     close(np.asarray(spread), np.asarray(wanted * stays), depth=64 * 36)  # summed over 36 tokens as well
+
+
+def test_stored_blocks_are_fine_tuned_as_the_document_says(tile_model):
+    """Found by review: places of blocks are integers, which neither `jax.grad` nor optax takes."""
+    (example,) = (text for text in examples("docs/inference.md") if "PackedDense" in text)
+    inputs = batch()
+    given = {"config": CONFIG, "params": tile_model.params, "masks": tile_model.masks, "num_labels": 3}
+    done = execute(example, **given, batch=with_mask(inputs), labels=jnp.arange(len(inputs[0])) % 3)
+    first = [leaf for leaf, moves in zip(done["leaves"], done["moves"], strict=True) if moves]
+    assert done["loss"](done["trained"]) < done["loss"](first)
+    moved = done["whole"](done["trained"])
+    assert sum(map(is_packed, jax.tree.leaves(moved, is_leaf=is_packed))) == 12

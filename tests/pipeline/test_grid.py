@@ -5,9 +5,18 @@ import json
 import pytest
 
 from mlprune_jax import pipeline
-from mlprune_jax.config.loading import dump_config
+from mlprune_jax.config.loading import dump_config, load_config
+from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.pipeline.grid import after_dense, common_settings, dense_alone, expand, read_axes, read_values
+from mlprune_jax.pipeline.grid import (
+    after_dense,
+    common_settings,
+    dense_alone,
+    expand,
+    read_axes,
+    read_values,
+    with_whole_paths,
+)
 
 AXES = {"prune.density": [0.5, 0.4], "seed": [0, 1]}
 
@@ -84,6 +93,23 @@ def test_what_cannot_run_is_refused_at_once(base, tmp_path, axes, message):
 def test_any_text_can_be_varied(base, tmp_path):
     runs = expand(base, ["dense.enabled=false"], {"data": ["/data/é", "/data/😀"]}, tmp_path)
     assert [run.config.data for run in runs] == ["/data/é", "/data/😀"]
+
+
+def test_a_long_value_makes_no_long_name(base, tmp_path):
+    """Found by review: the file system refused it once the sweep had begun."""
+    teachers = [f"/scratch/{'a/' * 200}{name}" for name in "xy"]
+    runs = expand(base, ["dense.enabled=false"], {"seed": [0], "prune.heads_rows.teacher": teachers}, tmp_path)
+    assert len({run.name for run in runs}) == 2
+    assert all(len(run.name) == 200 and run.name.startswith("seed-0_heads_rows.teacher-") for run in runs)
+
+
+def test_the_hub_stays_the_hub_beside_a_folder_of_that_name(base, tmp_path, monkeypatch):
+    (tmp_path / "hub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = load_config(RunConfig, base)
+    for data, whole in (("hub", "hub"), ("./hub", str(tmp_path / "hub"))):
+        named = config.model_copy(update={"model": "org/bert", "geometry": None, "data": data})
+        assert with_whole_paths(named).data == whole
 
 
 def test_what_a_config_needs_may_be_varied_alone(tiny, tmp_path):

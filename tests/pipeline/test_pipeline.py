@@ -248,6 +248,13 @@ def test_lost_summary_is_written_again_without_training(copied, finished, no_tra
     assert same_weights(copied / "final", finished / "final")
 
 
+def test_resume_says_that_a_run_is_finished_where_a_kill_came_before_that(copied):
+    folder = RunFolder(copied)
+    folder.describe(state="running")
+    pipeline.resume(copied, quiet=True)
+    assert json.loads((copied / "run.json").read_text())["state"] == "finished"
+
+
 @pytest.mark.parametrize("half_written", [False, True])
 def test_resumed_stage_is_bit_identical(copied, finished, half_written):
     (copied / "summary.json").unlink()

@@ -72,6 +72,17 @@ def test_attention_counts_only_where_heads_match():
     assert same > other == 0
 
 
+def test_models_that_cannot_be_compared():
+    student, teacher = outputs(seed=1), outputs(seed=2)
+    shallow = teacher._replace(encoded=teacher.encoded._replace(hidden_states=teacher.encoded.hidden_states[:1]))
+    with pytest.raises(ConfigError, match=r"weighs hidden_states by 0\.9: student and teacher have 2 and 1"):
+        distillation_loss(student, shallow, MASK, Distillation())
+    terms = distillation_loss(student, shallow, MASK, Distillation(hidden_weight=0))  # of no weight: of no concern
+    assert terms["hidden"] == 0 < terms["logit"]
+    with pytest.raises(ConfigError, match=r"logits of \(2, 3\) and \(2, 1\)"):
+        distillation_loss(student, teacher._replace(logits=teacher.logits[:, :1]), MASK, Distillation())
+
+
 @pytest.mark.parametrize("lacks", ["hidden_states", "attentions"])
 def test_what_has_a_weight_must_be_there(lacks):
     """Found by review: without hidden=True the term was 0, and nobody was told."""
