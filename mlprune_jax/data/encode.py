@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -22,6 +23,9 @@ from mlprune_jax.files import AnyPath, home_path
 _CHUNK = 4096  # texts handed over at once: enough to keep all cores busy, little enough to keep in memory as lists
 _CHARACTERS = 2**22  # of them together, where texts are long; a token takes some 200 bytes for a while
 
+
+# Transformers puts another module in its place while it is imported: until then, other threads find half of it.
+_IMPORTING = threading.Lock()
 
 Tokenizer = Any  # a transformers tokenizer; its attributes are dynamic, so no protocol can check them
 
@@ -81,35 +85,65 @@ def load_tokenizer(folder: AnyPath) -> Tokenizer:
         The transformers tokenizer. Compare its ``len`` with the model's ``vocab_size``.
 
     Raises:
-        ModelError: there is none, or it cannot be read.
+        ModelError: there is none, it cannot be read, or it is not what its files say.
     """
     folder = home_path(folder)
     # Checked here because transformers makes up an empty vocabulary where it finds no file.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise ModelError(f"{folder}: no tokenizer.json or vocab.txt", hint="pass a folder that holds a tokenizer")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else a notice that torch is missing
-    from transformers import AutoTokenizer
+    with _IMPORTING:
+        from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the file parsers raise all kinds, a bare Exception among them
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{folder}: the tokenizer cannot be read: {reason}", hint="save it again") from None
+        hint = "save it again, and see that config.json is whole, which is read too"
+        raise ModelError(f"{folder}: the tokenizer cannot be read: {reason}", hint=hint) from None
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{folder}: the tokenizer has no padding token", hint="add pad_token to its settings")
-    _check_case(tokenizer, folder)
+    if getattr(tokenizer, "is_fast", False):
+        _check_files(tokenizer, folder)
     return tokenizer
 
 
-def _check_case(tokenizer: Tokenizer, folder: Path) -> None:
-    """Transformers lowercases where ``tokenizer_config.json`` is silent, even if ``tokenizer.json`` keeps the case."""
-    files = (folder / "tokenizer.json", folder / "tokenizer_config.json")
-    stored, settings = (json.loads(path.read_text("utf-8")) if path.is_file() else {} for path in files)
-    keeps = (stored.get("normalizer") or {}).get("lowercase") is False
-    lowers = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    if keeps and "do_lower_case" not in settings and getattr(lowers, "lowercase", False):
+def _check_files(tokenizer: Tokenizer, folder: Path) -> None:
+    """Transformers makes a BertTokenizer of a vocabulary and ``tokenizer_config.json``, whatever else the files say."""
+    own, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    used = json.loads(tokenizer.backend_tokenizer.to_str())
+    if not own.is_file():
+        _check_case(tokenizer, used, settings)
+        return
+    stored = json.loads(type(tokenizer.backend_tokenizer).from_file(str(own)).to_str())  # its defaults filled in
+    for part in ("normalizer", "pre_tokenizer"):
+        if stored[part] != used[part]:
+            there, here = (json.dumps(value)[:300] for value in _unlike(stored[part], used[part]))
+            raise ModelError(
+                f"{own} says {part} {there}; by {settings.name}, which is what counts here, it is {here}",
+                hint=f"make {settings.name} say the same (do_lower_case, strip_accents, tokenize_chinese_chars), or "
+                f'write "tokenizer_class": "PreTrainedTokenizerFast" into it: then {own.name} is taken as it is',
+            )
+
+
+def _unlike(one: Any, other: Any) -> tuple[Any, Any]:
+    """Two values, or where both are objects of one type, what they do not share."""
+    if not (isinstance(one, dict) and isinstance(other, dict) and one["type"] == other["type"]):
+        return one, other
+    names = [name for name in one if one[name] != other[name]]
+    return {name: one[name] for name in names}, {name: other[name] for name in names}
+
+
+def _check_case(tokenizer: Tokenizer, used: dict[str, Any], settings: Path) -> None:
+    """A vocabulary alone does not tell its case, and transformers lowercases in doubt."""
+    if not (used["normalizer"] or {}).get("lowercase"):
+        return
+    told = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
+    # Markers and the like, [CLS] and <S>, are no words.
+    lost = (word for word in tokenizer.get_vocab() if word != word.lower() and word.removeprefix("##").isalpha())
+    if "do_lower_case" not in told and (word := next(lost, None)) is not None:
         raise ModelError(
-            f"{files[0]} keeps the case of texts, {files[1].name} does not say do_lower_case, and would lowercase them",
+            f"texts would be lowercased, as {settings} does not say do_lower_case, and the vocabulary has {word!r}",
             hint='write "do_lower_case": false (or true) into it, as the model was trained',
         )
 

@@ -1,10 +1,17 @@
 """Tokenising: the ids a tokenizer gives one by one, cut as asked, without padding."""
 
+import contextlib
 import json
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from types import ModuleType
 
 import numpy as np
 import pytest
+import transformers
+from tokenizers import Tokenizer
 
 from mlprune_jax.data import encode as module
 from mlprune_jax.data.demo import write_demo
@@ -116,19 +123,84 @@ def test_a_folder_without_a_tokenizer(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_that_would_lowercase_against_its_file_is_refused(tmp_path):
-    """Transformers lowercases wherever ``tokenizer_config.json`` does not say ``do_lower_case: false``."""
+SEQUENCE = {
+    "type": "Sequence",
+    "normalizers": [{"type": "Lowercase"}, {"type": "Replace", "pattern": {"String": "movie"}, "content": "film"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "stored", "settings", "told"),
+    [
+        ("normalizer", {"lowercase": False}, {}, '"lowercase": false}; .* it is {"lowercase": true}'),
+        ("normalizer", {"strip_accents": False}, {}, '"strip_accents": false}; .* it is {"strip_accents": null}'),
+        ("normalizer", SEQUENCE, {"do_lower_case": True}, '"Sequence", .* it is {"type": "BertNormalizer"'),
+        ("pre_tokenizer", {"type": "WhitespaceSplit"}, {"do_lower_case": True}, '"WhitespaceSplit"}; .*"BertPreTok'),
+    ],
+)
+def test_a_tokenizer_that_is_not_what_its_file_says_is_refused(tmp_path, part, stored, settings, told):
+    """Transformers builds it from the vocabulary and ``tokenizer_config.json`` alone."""
     folder = write_demo(tmp_path, train_size=1, dev_size=1)
-    stored = json.loads((folder / "tokenizer.json").read_text())
-    stored["normalizer"] = {**stored["normalizer"], "lowercase": False}
-    (folder / "tokenizer.json").write_text(json.dumps(stored))
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config.pop("do_lower_case", None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="does not say do_lower_case"):
+    own, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    content = json.loads(own.read_text())
+    content[part] = stored if "type" in stored else {**content[part], **stored}
+    own.write_text(json.dumps(content))
+    plain = {"tokenizer_class": "BertTokenizer", "pad_token": "[PAD]"}
+    config.write_text(json.dumps(plain | settings))
+    with pytest.raises(ModelError, match=rf"tokenizer.json says {part} .*{told}.*\n.*PreTrainedTokenizerFast"):
         load_tokenizer(folder)
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "do_lower_case": False}))
-    assert load_tokenizer(folder).backend_tokenizer.normalizer.lowercase is False
+    config.write_text(json.dumps(plain | settings | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    taken, text = load_tokenizer(folder), "The movie 's plot, WAS good."
+    encoded = encode(Examples(([text], [text]), None, "x"), taken, max_length=64)
+    assert encoded.input_ids.tolist() == Tokenizer.from_file(str(own)).encode(text, text).ids
+    if "type" not in stored:
+        same = {"do_lower_case" if name == "lowercase" else name: value for name, value in stored.items()}
+        config.write_text(json.dumps(plain | same))
+        assert load_tokenizer(folder)(text)["input_ids"] == taken(text)["input_ids"]
+
+
+def test_a_tokenizer_file_may_leave_out_what_is_by_default(tmp_path):
+    """As older versions wrote it."""
+    folder = write_demo(tmp_path, train_size=1, dev_size=1)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"].pop("type")
+    content["normalizer"].pop("strip_accents")
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert load_tokenizer(folder)("Film")["input_ids"] == load_tokenizer(folder)("film")["input_ids"]
+
+
+def test_a_cased_vocabulary_alone_is_not_lowercased(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<S>", "berlin", "Berlin"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    with pytest.raises(ModelError, match=r"does not say do_lower_case, and the vocabulary has 'Berlin'\n.*false"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert load_tokenizer(tmp_path)("Berlin")["input_ids"] == [2, 7, 3]
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "vocab.txt").write_text("\n".join(words[:-1]))
+    assert load_tokenizer(tmp_path)("Berlin")["input_ids"] == [2, 6, 3]
+
+
+def test_transformers_is_imported_by_one_thread_at_a_time(tokenizer, tmp_path, monkeypatch):
+    """Found by review: while it is, it swaps its own module, and a second thread could not import from the first."""
+    tokenizer.save_pretrained(tmp_path)
+    real, both, met = transformers.AutoTokenizer, threading.Barrier(2), []
+
+    def looked_up(name):
+        if name != "AutoTokenizer":
+            raise AttributeError(name)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.append(both.wait(timeout=0.2))
+        return real
+
+    half = ModuleType("transformers")
+    half.__dict__["__getattr__"] = looked_up
+    monkeypatch.setitem(sys.modules, "transformers", half)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(load_tokenizer, [tmp_path, tmp_path]))
+    assert [len(each) for each in found] == [len(tokenizer)] * 2
+    assert not met
 
 
 def test_markers_are_no_text_though_a_tokenizer_does_not_call_them_special(tokenizer, tmp_path):
