@@ -82,7 +82,8 @@ def load_tokenizer(folder: AnyPath) -> Tokenizer:
         folder: holds ``tokenizer.json`` or ``vocab.txt``.
 
     Returns:
-        The transformers tokenizer. Compare its ``len`` with the model's ``vocab_size``.
+        The transformers tokenizer; what its file says of truncation and padding is left out. Compare its ``len`` with
+        the model's ``vocab_size``.
 
     Raises:
         ModelError: there is none, it cannot be read, or it is not what its files say.
@@ -105,6 +106,9 @@ def load_tokenizer(folder: AnyPath) -> Tokenizer:
         raise ModelError(f"{folder}: the tokenizer has no padding token", hint="add pad_token to its settings")
     if getattr(tokenizer, "is_fast", False):
         _check_files(tokenizer, folder)
+        # Else the first call would take them away, as other threads tokenize.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 

@@ -63,8 +63,7 @@ class LoadedModel(NamedTuple):
         served: geometry, parameters and masks.
         task: what it was trained for, by its folder or as `load` was told; ``None`` where neither says.
         labels: class names in the order of the head's outputs.
-        tokenizer: its tokenizer.
-        tokenizing: held while the tokenizer works, which keeps its truncation between calls; all predictors share it.
+        tokenizer: its tokenizer, which all predictors share.
     """
 
     folder: Path
@@ -72,7 +71,6 @@ class LoadedModel(NamedTuple):
     task: TaskSettings | None
     labels: tuple[str, ...]
     tokenizer: Tokenizer
-    tokenizing: threading.Lock
 
     @property
     def text_columns(self) -> tuple[str, ...] | None:
@@ -139,7 +137,7 @@ class Predictor(ABC, Generic[Out]):
         self.truncated = 0
         self._columns = model.text_columns
         self._tokenizer = model.tokenizer
-        self._tokenizing = model.tokenizing
+        self._counting = threading.Lock()
         self._settings = (model.task or UNTOLD).model_copy(update={"max_length": max_length})
 
     def __call__(self, texts: Sequence[Text]) -> list[Out]:
@@ -158,8 +156,8 @@ class Predictor(ABC, Generic[Out]):
             raise DataError(
                 f"the model takes {kinds[len(self._columns)]} ({', '.join(self._columns)}), got {kinds[len(columns)]}"
             )
-        with self._tokenizing:
-            encoded = self._encode(columns)
+        encoded = self._encode(columns)
+        with self._counting:
             self.truncated += encoded.truncated
         return self._answer(encoded)
 
@@ -311,7 +309,7 @@ def load(path: AnyPath, *, task: str | None = None) -> LoadedModel:
     labels = loaded.labels or tuple(f"LABEL_{i}" for i in range(loaded.num_labels))
     served = Served(loaded.config, loaded.params, load_masks(folder), kind)
     settings = stored_task(folder) if task is None else _task_as_given(folder, task, kind)
-    return LoadedModel(folder, served, settings, labels, tokenizer, threading.Lock())
+    return LoadedModel(folder, served, settings, labels, tokenizer)
 
 
 def _task_as_given(folder: Path, name: str, kind: Kind) -> TaskSettings:

@@ -169,6 +169,18 @@ def test_a_tokenizer_file_may_leave_out_what_is_by_default(tmp_path):
     assert load_tokenizer(folder)("Film")["input_ids"] == load_tokenizer(folder)("film")["input_ids"]
 
 
+def test_what_a_tokenizer_file_says_of_truncation_and_padding_is_left_out(tmp_path):
+    """Threads share it, and the first call would have changed it beside the others."""
+    folder = write_demo(tmp_path, train_size=1, dev_size=1)
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    own.enable_truncation(4)
+    own.enable_padding(length=10)
+    own.save(str(folder / "tokenizer.json"))
+    backend = load_tokenizer(folder).backend_tokenizer
+    assert backend.truncation is None
+    assert backend.padding is None
+
+
 def test_a_cased_vocabulary_alone_is_not_lowercased(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<S>", "berlin", "Berlin"]

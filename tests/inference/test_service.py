@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -154,7 +155,7 @@ def test_what_came_before_a_failing_source_is_answered(predictor, wanted):
 
 
 def test_predictors_of_one_model_do_not_disturb_each_other(folder):
-    """They share a tokenizer, which keeps its truncation length between calls."""
+    """They share a tokenizer."""
     model = load(folder)
     predictors = [model.compile(batch_sizes=[4], lengths=[length]) for length in (8, 16)]
     alone = [predictor(TEXTS[:4]) for predictor in predictors]
@@ -167,6 +168,26 @@ def test_predictors_of_one_model_do_not_disturb_each_other(folder):
     finally:
         sys.setswitchinterval(interval)
     assert together == [alone[i % 2] for i in range(200)]
+
+
+def test_a_text_that_takes_long_does_not_hold_up_others(predictor, monkeypatch):
+    """Found by review: calls waited for each other's tokens, one text of 5 MB for all."""
+    begun, answered = threading.Event(), threading.Event()
+
+    def encode(examples, *args, **options):
+        if examples.texts[0] == ["good"]:
+            begun.set()
+            assert answered.wait(20)
+        return encoded(examples, *args, **options)
+
+    encoded = service.encode
+    monkeypatch.setattr(service, "encode", encode)
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(predictor, ["good"])
+        assert begun.wait(20)
+        assert len(pool.submit(predictor, ["bad"]).result(20)) == 1
+        answered.set()
+        assert len(slow.result(20)) == 1
 
 
 def test_logits_that_are_not_finite_are_no_answer(tmp_path):
