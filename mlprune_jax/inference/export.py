@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mlprune_jax.data.encode import tokenizer_files
-from mlprune_jax.errors import ConfigError, MLPruneError
+from mlprune_jax.errors import ConfigError
+from mlprune_jax.files import AnyPath, home_path
 from mlprune_jax.inference.assemble import assemble
 from mlprune_jax.inference.forward import Form, LayerPlan, forward
 from mlprune_jax.inference.onnx_graph import INPUTS, OPSET, build_graph
@@ -21,7 +22,7 @@ from mlprune_jax.inference.runtime import Served
 from mlprune_jax.inference.service import LoadedModel, load
 from mlprune_jax.models.bert import DTYPES
 from mlprune_jax.models.hf_config import read_config
-from mlprune_jax.models.model_folder import write_json
+from mlprune_jax.models.model_folder import STAGING, replaced_model, write_json
 from mlprune_jax.models.pretrained import save_pretrained
 from mlprune_jax.pruning.expand import expand
 
@@ -31,7 +32,7 @@ FACTS = "export.json"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def export_model(path: str | Path, output: str | Path, to: str, *, dtype: str = "float32") -> dict[str, Any]:
+def export_model(path: AnyPath, output: AnyPath, to: str, *, dtype: str = "float32") -> dict[str, Any]:
     """Write a finished model in another format, with its tokenizer.
 
     Args:
@@ -46,8 +47,8 @@ def export_model(path: str | Path, output: str | Path, to: str, *, dtype: str = 
         ``{"model", "output", "format", "bytes"}``.
 
     Raises:
-        MLPruneError: ``output`` cannot be written; it stays as it was.
         ConfigError: ``output`` is not empty, a format or dtype that there is not, or onnx is not installed.
+        ModelError: ``output`` cannot be written; it stays as it was.
         DataError, ModelError, IntegrityError: see `mlprune_jax.inference.service.load`.
     """
     if to not in _WRITERS:
@@ -55,25 +56,14 @@ def export_model(path: str | Path, output: str | Path, to: str, *, dtype: str = 
     write, dtypes = _WRITERS[to]
     if dtype not in dtypes:
         raise ConfigError(f"{to} is written in {' or '.join(dtypes)}, got {dtype!r}")
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    output = home_path(output).resolve()
+    if output.exists() and (not output.is_dir() or {file.name for file in output.iterdir()} - {STAGING}):
         raise ConfigError(f"{output} exists and is no empty folder", hint="choose another one with -o")
-    model, output = load(path), output.resolve()
-    # Beside the output, which a failure or a kill then leaves as it was.
-    staging = output.with_name(f".{output.name}.exporting")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
+    model = load(path)
+    with replaced_model(output) as staging:
         write(model, staging, dtype)
         for file in tokenizer_files(model.folder):
             shutil.copyfile(file, staging / file.name)
-        staging.replace(output)
-    except OSError as error:
-        raise MLPruneError(
-            f"cannot write {output}: {error}", hint="see that the disk has space and can be written"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     size = sum(file.stat().st_size for file in output.iterdir())
     return {"model": str(path), "output": str(output), "format": to, "bytes": size}
 

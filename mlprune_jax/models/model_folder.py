@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ MASKS = "masks.safetensors"
 
 MAX_JSON_BYTES = 64 * 2**20
 
-_STAGING = ".saving"
+STAGING = ".saving"
 _OWNED = re.compile(
     r"config\.json|mlprune\.manifest\.json|pruning\.json|masks\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
 )
@@ -128,12 +128,14 @@ def replaced_model(folder: Path) -> Iterator[Path]:
     an earlier model that the new one does not have (shards, pruning.json) go; any other file stays.
 
     Args:
-        folder: the model folder, made where it does not exist.
+        folder: the model folder, made where it does not exist; where the block fails, it and what folders it lies in
+            are gone again.
 
     Raises:
         ModelError: where the folder cannot be written.
     """
-    staging = folder / _STAGING
+    staging = folder / STAGING  # inside: the folder may be another disk's, or where a shell stands
+    absent = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if staging.exists():  # left by a killed run
@@ -142,9 +144,13 @@ def replaced_model(folder: Path) -> Iterator[Path]:
         yield staging
         _publish(staging, folder)
     except OSError as error:
-        raise ModelError(f"cannot write the model to {folder}: {error.strerror or error}") from error
+        hint = "see that the disk has space and can be written"
+        raise ModelError(f"cannot write the model to {folder}: {error.strerror or error}", hint=hint) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        for path in absent:
+            with suppress(OSError):  # it holds the model, or was not made
+                path.rmdir()
 
 
 def _publish(staging: Path, folder: Path) -> None:

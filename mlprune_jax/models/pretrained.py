@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError, ModelError, NumericalError
+from mlprune_jax.files import AnyPath, home_path
 from mlprune_jax.models.hf_config import architectures, make_config, make_pruning, read_config, stored_labels
 from mlprune_jax.models.matching import (
     check_labels,
@@ -51,7 +52,7 @@ class Pretrained(NamedTuple):
     fresh_head: bool
 
 
-def load_pretrained(folder: str | Path, *, num_labels: int | None, kind: Kind, seed: int = 0) -> Pretrained:
+def load_pretrained(folder: AnyPath, *, num_labels: int | None, kind: Kind, seed: int = 0) -> Pretrained:
     """Load a BERT from a folder with ``config.json`` and safetensors weights, Hugging Face's or ours, dense or shrunk.
 
     Everything is checked against the config from the headers before any data is read. What a pre-trained encoder
@@ -68,7 +69,7 @@ def load_pretrained(folder: str | Path, *, num_labels: int | None, kind: Kind, s
         ModelError: where the folder is no BERT we run, is damaged, has missing, unexpected or misshapen tensors, or
             has a head with another number of labels.
     """
-    folder = Path(folder)
+    folder = home_path(folder)
     check_labels(num_labels, kind)
     check_folder(folder)
     stored = read_config(folder)
@@ -95,7 +96,7 @@ def load_pretrained(folder: str | Path, *, num_labels: int | None, kind: Kind, s
 
 
 def save_pretrained(
-    folder: str | Path,
+    folder: AnyPath,
     config: ModelConfig,
     params: Mapping[str, Any],
     *,
@@ -132,7 +133,7 @@ def save_pretrained(
     table = tensor_table(config, num_labels=num_labels, kind=kind)
     tensors = _to_file(leaves, table)
     content = make_config(config, kind=kind, num_labels=num_labels, labels=labels, extra=extra_config)
-    with replaced_model(Path(folder)) as staging:
+    with replaced_model(home_path(folder)) as staging:
         write_weights(staging, tensors, max_shard_bytes)
         if (kept := make_pruning(config, pruning)) is not None:
             write_json(staging / PRUNING, kept)

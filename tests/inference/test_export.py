@@ -1,6 +1,7 @@
 """Exported models answer what the original does: a dense Hugging Face folder, a function, an ONNX file, without us."""
 
 import json
+import os
 
 import jax.export
 import numpy as np
@@ -18,7 +19,7 @@ from mlprune_jax.inference.onnx_graph import INPUTS, build_graph
 from mlprune_jax.inference.runtime import Served
 from mlprune_jax.inference.service import load
 from mlprune_jax.inference.stored import save_masks
-from mlprune_jax.models.model_folder import PRUNING
+from mlprune_jax.models.model_folder import PRUNING, STAGING
 from mlprune_jax.models.pretrained import save_pretrained
 from tests.inference.conftest import CONFIG, batch, close, masked, plain_logits, with_mask
 
@@ -157,10 +158,38 @@ def test_a_failure_leaves_nothing_behind(folder, tmp_path, monkeypatch, to):
         patched.setattr("mlprune_jax.inference.export.shutil.copyfile", full)
         with pytest.raises(MLPruneError, match=r"cannot write .*: no space left"):
             export_model(folder, tmp_path / "out", to)
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "out").mkdir()
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(MLPruneError, match=r"cannot write .*: no space left"):
+            export_model(folder, tmp_path / "new" / "deep" / "out", to)
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "out").mkdir()
+        with pytest.raises(MLPruneError, match=r"cannot write .*: no space left"):
+            export_model(folder, tmp_path / "out", to)
+        assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "out" / STAGING).mkdir()  # as a killed export leaves it
     export_model(folder, tmp_path / "out", to)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert "tokenizer.json" in os.listdir(tmp_path / "out")
+    assert STAGING not in os.listdir(tmp_path / "out")
+
+
+def test_an_empty_folder_is_filled_and_stays_the_same(folder, tmp_path, monkeypatch):
+    """Found by review: another one took its place, which a mount point does not let happen and a shell loses."""
+    (tmp_path / "out").mkdir(mode=0o700)
+    before = (tmp_path / "out").stat()
+    monkeypatch.chdir(tmp_path / "out")
+    export_model(folder, ".", "hf")
+    assert "config.json" in os.listdir(".")
+    after = (tmp_path / "out").stat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_a_tilde_is_a_home(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    told = export_model(f"~/{folder.name}", tmp_path / "hf", "hf")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert export_model("~/hf", "~/again", "hf")["output"] == str(tmp_path / "again")
+    assert told["bytes"] == sum(file.stat().st_size for file in (tmp_path / "again").iterdir())
 
 
 def test_the_command_never_writes_over_files(folder, tmp_path):

@@ -134,6 +134,23 @@ def test_a_failed_write_leaves_the_old_model(tiny, saved, monkeypatch, fails):
     assert sorted(os.listdir(saved)) == ["config.json", "model.safetensors"]
 
 
+def test_a_failed_write_leaves_no_new_folders(tiny, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlprune_jax.models.safetensors_io.save_file", full)
+    with pytest.raises(ModelError, match="No space left"):
+        save_pretrained(tmp_path / "new" / "model", tiny.DENSE, tiny.make_params(), kind="classification")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tilde_is_a_home(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_pretrained("~/model", tiny.DENSE, tiny.make_params(), kind="classification")
+    assert (tmp_path / "model" / "config.json").is_file()
+    tiny.assert_same(tiny.load("~/model").params, tiny.make_params())
+
+
 def test_killed_between_renames_it_is_no_model(tiny, saved, monkeypatch):
     calls = []
 
