@@ -18,8 +18,8 @@ from mlprune_jax.files import AnyPath, home_path
 from mlprune_jax.manifest import MANIFEST, check_manifest
 from mlprune_jax.models.hf_config import architectures, read_config
 from mlprune_jax.models.model_folder import MASKS, check_folder
-from mlprune_jax.models.names import Kind
-from mlprune_jax.models.safetensors_io import write_tensors
+from mlprune_jax.models.names import HEADS, Kind
+from mlprune_jax.models.safetensors_io import open_weights, write_tensors
 
 
 def model_folder(path: AnyPath) -> Path:
@@ -36,7 +36,8 @@ def model_folder(path: AnyPath) -> Path:
         if not (path / "summary.json").is_file():
             raise DataError(f"the run in {path} has not finished", hint=f"finish it with `mlprune resume {path}`")
         path = path / "final"
-    if (path / MANIFEST).is_file():
+        check_manifest(path)  # which a finished run always has
+    elif (path / MANIFEST).is_file():
         check_manifest(path)
     return path
 
@@ -80,7 +81,7 @@ def stored_kind(folder: Path) -> Kind:
     """The kind of a model folder's head; one output without a ``problem_type`` is a regression, as in transformers.
 
     Raises:
-        ModelError: no model, or a head for several labels at once.
+        ModelError: no model, or a head for several labels at once, or for one.
     """
     check_folder(folder)
     config = read_config(folder).raw
@@ -89,9 +90,16 @@ def stored_kind(folder: Path) -> Kind:
     problem = config.get("problem_type")
     if problem == "multi_label_classification":
         raise ModelError(f"{folder} gives several labels at once, which is not supported")
-    names = config.get("id2label")  # what it may hold is checked where it is read
-    outputs = config.get("num_labels") or len(names if isinstance(names, dict) and names else (0, 1))
-    return "regression" if problem == "regression" or (problem is None and outputs == 1) else "classification"
+    head = open_weights(folder).get(f"{HEADS['classification']}.weight")
+    one = head is not None and head.shape[:1] == (1,)
+    if problem == "regression" or (problem is None and one):
+        return "regression"
+    if one:
+        raise ModelError(
+            f"{folder} has one output by its weights, and with problem_type {problem!r} one label for all texts",
+            hint='write "problem_type": "regression" into config.json if the output is a number',
+        )
+    return "classification"
 
 
 def save_masks(folder: Path, masks: dict[str, Any]) -> None:

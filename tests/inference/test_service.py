@@ -200,24 +200,6 @@ def test_logits_that_are_not_finite_are_no_answer(tmp_path):
         load(path).compile(batch_sizes=[1], lengths=[8], dtype="float16")(["good"])
 
 
-def test_one_output_is_a_regression(tmp_path):
-    """As published cross-encoders have it, without a problem_type."""
-    config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
-    path = write_demo(tmp_path, train_size=1, dev_size=1)
-    save_pretrained(path, config, random_params(config, "regression", 1), kind="regression")
-    stored = json.loads((path / "config.json").read_text())
-    for name in ("problem_type", "architectures"):
-        stored[name] = None
-    (path / "config.json").write_text(json.dumps(stored))
-    [prediction] = load(path).compile(batch_sizes=[1], lengths=[8])(["good"])
-    assert prediction.label is None
-    assert prediction.probabilities == ()
-    stored["problem_type"] = "multi_label_classification"
-    (path / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(ModelError, match="several labels"):
-        load(path)
-
-
 def test_saving_another_model_removes_the_masks_of_the_old(tmp_path):
     (tmp_path / MASKS).write_bytes(b"of another model")
     config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY)})
