@@ -1,6 +1,7 @@
 """What the command line does around the pipeline: parsing, messages, exit codes, what is printed where."""
 
 import json
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -246,3 +247,12 @@ def test_config_list_names_what_config_show_takes(invoke, tmp_path, monkeypatch)
 
 def test_config_schema(invoke):
     assert "prune" in json.loads(invoke("config", "schema").stdout)["properties"]
+
+
+def test_without_a_home_commands_work_without_a_cache(invoke, pipeline, monkeypatch):
+    """Found by review: every command ended in a traceback, for an account of a container's own, say."""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is where there is none
+    assert invoke("inspect", "run").exit_code == 0
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ

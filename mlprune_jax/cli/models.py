@@ -122,7 +122,9 @@ def predict(
 def bench(
     folder: Annotated[Path | None, typer.Argument(metavar="RUN_OR_FOLDER", help="A finished model.")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8,32",
-    seq: Annotated[str, typer.Option(help="Lengths in tokens.")] = "128",
+    seq: Annotated[
+        str | None, typer.Option(help="Lengths in tokens; 128 if unset, or as many as the model has positions.")
+    ] = None,
     dtype: DType = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each variant.")] = 10,
     implementation: Implementation = None,
@@ -145,9 +147,14 @@ def bench(
         result = {"table": str(benching.calibrate_device())} if calibrate else {}
         if folder is None:
             return result
-        batches, lengths = (numbers(text, name) for text, name in ((batch, "--batch"), (seq, "--seq")))
         result |= benching.bench_to_file(
-            folder, output, batches=batches, lengths=lengths, dtype=dtype, rounds=rounds, implementation=implementation
+            folder,
+            output,
+            batches=numbers(batch, "--batch"),
+            lengths=numbers(seq, "--seq") if seq else None,
+            dtype=dtype,
+            rounds=rounds,
+            implementation=implementation,
         )
         return result if as_json or why else {name: value for name, value in result.items() if name != "decisions"}
 

@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
@@ -47,8 +46,9 @@ def _prepare_process(switches: Switches) -> None:
     if switches.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it reports that there is no torch, on every start
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "mlprune" / "jax"))
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not cache.startswith("~"):  # there is a home
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "mlprune", "jax"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("mlprune_jax").setLevel(logging.WARNING if switches.quiet else logging.INFO)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from flax.traverse_util import unflatten_dict
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError
-from mlprune_jax.files import write_json
+from mlprune_jax.files import AnyPath, home_path, write_json
 from mlprune_jax.inference.plan import Decision
 from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
 from mlprune_jax.inference.service import load
@@ -32,14 +33,16 @@ from pallas_kernels.timing import measure_interleaved, ratio
 _log = logging.getLogger(__name__)
 
 BLOCK_SPARSE = "block-sparse"
+LENGTH = 128
+"""Tokens of a row where nothing else is asked for, or as many as the model has positions."""
 
 
 def bench_to_file(
-    path: Path,
-    output: Path | None,
+    path: AnyPath,
+    output: AnyPath | None,
     *,
     batches: Sequence[int],
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None = None,
     dtype: str | None = None,
     rounds: int = 10,
     implementation: Implementation | None = None,
@@ -49,7 +52,7 @@ def bench_to_file(
     Args:
         path: a finished run, or a model folder.
         output: JSON file; unset: ``bench.json`` in a run's folder, nothing for a model folder.
-        batches, lengths: every pair is measured, all rows full.
+        batches, lengths: every pair is measured, all rows full; lengths unset: `LENGTH`.
         dtype: of weights and operands, the same for all variants; unset: the device's usual (`default_dtype`).
         rounds: measurements of each variant per pair.
         implementation: of all packed matrices; ``None`` picks by measured cost.
@@ -62,11 +65,13 @@ def bench_to_file(
         ConfigError: an output that cannot be written, or what `compile_model` refuses; before anything is timed.
     """
     dtype = dtype or default_dtype()
+    path, output = home_path(path), None if output is None else home_path(output)
     if output is None and (path / "run.json").is_file():
         output = path / "bench.json"
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise ConfigError(f"{output} cannot be written: it is a folder, or its folder is not there")
+    if output is not None:
+        _check_output(output)
     served = load(path).served
+    lengths = lengths or [min(LENGTH, served.config.max_position_embeddings)]
     described = {"model": str(path), "hardware": hardware_name(), "jax": jax.__version__}
     result = {**described, "date": time.strftime("%Y-%m-%d"), "dtype": dtype, "rounds": rounds, "rows": []}
     compiled = compile_variants(served, batches, lengths, dtype, implementation)
@@ -79,6 +84,17 @@ def bench_to_file(
         if output is not None:
             write_json(output, result)
     return result
+
+
+def _check_output(path: Path) -> None:
+    hint = "name another file with -o"
+    if path.is_dir():
+        raise ConfigError(f"{path} cannot be written: it is a folder", hint=hint)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):  # as `write_json` needs one beside it
+            pass
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}", hint=hint) from error
 
 
 def _describe(decision: Decision, bucket: tuple[int, int]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A small BERT whose sizes take 16x16 tiles, with random weights, biases and norms, and random tile masks."""
 
+import sys
 from typing import Any
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
+from typer.testing import CliRunner
 
+from mlprune_jax.cli import app
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
 from mlprune_jax.inference.simplify import Masked
 from mlprune_jax.models.names import expected_shapes
@@ -96,3 +99,12 @@ def close(found: Any, wanted: Any, *, depth: int = 64) -> None:
 @pytest.fixture(scope="session")
 def tile_model() -> Masked:
     return masked()
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs the command line; environment variables that it sets are undone."""
+    monkeypatch.setattr(sys, "argv", ["mlprune"])
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, "1")
+    return lambda *args, **options: CliRunner().invoke(app, [str(arg) for arg in args], **options)

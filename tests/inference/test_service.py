@@ -9,9 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from mlprune_jax.cli import app
 from mlprune_jax.data.demo import VOCABULARY, write_demo
 from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError, IntegrityError, ModelError, NumericalError
@@ -219,15 +217,6 @@ def test_what_cannot_be_loaded(folder, tmp_path):
         load(tmp_path)
 
 
-@pytest.fixture
-def command(monkeypatch):
-    """Runs the command line; environment variables that it sets are undone."""
-    monkeypatch.setattr(sys, "argv", ["mlprune"])
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "JAX_COMPILATION_CACHE_DIR"):
-        monkeypatch.setenv(name, "1")
-    return lambda *args, **options: CliRunner().invoke(app, [str(arg) for arg in args], **options)
-
-
 def predictions_of(text):
     return [json.loads(line) for line in text.splitlines()]
 
@@ -353,31 +342,4 @@ def test_predict_reads_standard_input_like_a_file(command, folder, given, table,
 def test_predict_refuses(command, folder, args, code, told):
     done = command("predict", folder, *args, input='{"sentence": "a"}\n')
     assert (done.exit_code, done.stdout) == (code, "")
-    assert told in done.stderr
-
-
-def test_bench_compares_and_stores(command, folder, tmp_path):
-    stored = tmp_path / "bench.json"
-    done = command("bench", folder, "--batch", "1,2", "--seq", "8", "--rounds", "2", "-o", stored, "--json", "-q")
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
-    assert json.loads(stored.read_text()) == result
-    decisions = result["decisions"]
-    assert len(decisions) == 2 * 2 * 4
-    assert all(d["reason"] and d["implementation"] and "x" in d["matrix"] for d in decisions)
-    rows = result["rows"]
-    assert [(r["batch"], r["variant"]) for r in rows[:3]] == [(1, "dense"), (1, "shrunk"), (1, "block-sparse")]
-    assert len(rows) == 6
-    assert all(r["speedup"] == 1 for r in rows if r["variant"] == "dense")
-    assert all(r["p90_ms"] >= r["p50_ms"] > 0 and sum(r["products"].values()) == 8 for r in rows)
-    assert rows[0]["parameter_mb"] >= rows[1]["parameter_mb"]
-
-
-@pytest.mark.parametrize(
-    ("args", "told"),
-    [((), "nothing to time"), (("--batch", "1,x"), "--batch takes numbers"), (("--seq", "0"), "--seq")],
-)
-def test_bench_refuses(command, folder, args, told):
-    done = command("bench", *([folder] if args else []), *args)
-    assert done.exit_code == 2
     assert told in done.stderr
