@@ -115,7 +115,10 @@ def _describe(decision: Decision, bucket: tuple[int, int]) -> dict[str, Any]:
 
 def calibrate_device() -> Path:
     """Measure this device's products and store them where the dispatcher looks for them."""
-    path = user_table_path(hardware_name())
+    try:
+        path = user_table_path(hardware_name())
+    except RuntimeError as error:  # there is no home
+        raise ConfigError(f"this device's table has no place: {error}", hint="set XDG_CACHE_HOME") from error
     try:
         calibrate(path, details={"command": "mlprune bench --calibrate"}, report=_log.info)
     except KernelError as error:

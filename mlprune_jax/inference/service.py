@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -34,6 +35,7 @@ from pallas_kernels.block_sparse_matmul.costs import CostTable
 _log = logging.getLogger(__name__)
 
 Text = str | tuple[str, str]
+Row = tuple[str, ...]  # of one text or two
 Out = TypeVar("Out")
 
 BATCH_SIZES = (1, 8, 32)
@@ -138,6 +140,7 @@ class Predictor(ABC, Generic[Out]):
         self._columns = model.text_columns
         self._tokenizer = model.tokenizer
         self._counting = threading.Lock()
+        self._segments = model.served.config.type_vocab_size
         self._settings = (model.task or UNTOLD).model_copy(update={"max_length": max_length})
 
     def __call__(self, texts: Sequence[Text]) -> list[Out]:
@@ -148,15 +151,24 @@ class Predictor(ABC, Generic[Out]):
             DataError: something that is no text, single texts and pairs mixed, or what the model does not take.
             NumericalError: logits that are not finite, as weights too large for ``float16`` give.
         """
-        columns = to_columns(texts)
-        if not columns:
+        return self._predict(list(as_rows(texts)))
+
+    def _predict(self, rows: list[Row]) -> list[Out]:
+        if not rows:
             return []
+        columns = tuple(map(list, zip(*rows, strict=True)))
         if self._columns and len(columns) != len(self._columns):
             kinds = {1: "single texts", 2: "pairs of texts"}
             raise DataError(
                 f"the model takes {kinds[len(self._columns)]} ({', '.join(self._columns)}), got {kinds[len(columns)]}"
             )
         encoded = self._encode(columns)
+        if encoded.token_type_ids.max(initial=0) >= self._segments:
+            raise DataError(
+                f"the model takes single texts, as its type_vocab_size is {self._segments}, and its tokenizer marks "
+                "those of a pair as first and second",
+                hint="pass single texts",
+            )
         with self._counting:
             self.truncated += encoded.truncated
         return self._answer(encoded)
@@ -177,21 +189,19 @@ class Predictor(ABC, Generic[Out]):
             chunk: texts sorted by length together; unset: eight of the largest batches.
 
         Raises:
-            ConfigError: a chunk below 1.
-            DataError: what is no source of texts; otherwise as `__call__`.
+            ConfigError: a chunk that is no whole number of at least 1.
+            DataError: what is no source of texts; otherwise as `__call__`, where a text is wrong after the answers to
+                those before it.
         """
         _check_iterable(texts)
-        if chunk is not None and chunk < 1:
-            raise ConfigError(f"chunk must be at least 1, got {chunk}")
-        return self._stream(texts, chunk)
+        return self._stream(texts, chunk_size(chunk) or 8 * max(batch for batch, _ in self.compiled.buckets))
 
-    def _stream(self, texts: Iterable[Text], chunk: int | None) -> Iterator[Out]:
-        size = chunk or 8 * max(batch for batch, _ in self.compiled.buckets)
-        waiting = iter(texts)
+    def _stream(self, texts: Iterable[Text], size: int) -> Iterator[Out]:
+        waiting = as_rows(texts)
         failure = None
         while failure is None:
             part, failure = _take(waiting, size)
-            yield from self(part)  # what came before the failure is answered
+            yield from self._predict(part)  # what came before the failure is answered
             if failure is None and len(part) < size:
                 return
         raise failure
@@ -250,38 +260,46 @@ class AnswerPredictor(Predictor[Answer]):
         return [answers.answer(question) for question in range(len(encoded.asked))]
 
 
-def _take(texts: Iterator[Text], size: int) -> tuple[list[Text], Exception | None]:
+def _take(rows: Iterator[Row], size: int) -> tuple[list[Row], Exception | None]:
     """Up to ``size`` texts, and what stopped their source short of that."""
-    part: list[Text] = []
+    part: list[Row] = []
     try:
-        part.extend(islice(texts, size))
+        part.extend(islice(rows, size))
     except Exception as error:
         return part, error
     return part, None
 
 
+def chunk_size(given: Any) -> int | None:
+    """The size of a chunk, whatever a caller passes; raises `ConfigError` where it can be none."""
+    if given is not None and not (isinstance(given, Integral) and given >= 1):
+        raise ConfigError(f"chunk must be a whole number of at least 1, got {given!r}")
+    return None if given is None else int(given)
+
+
 def _check_iterable(texts: Any) -> None:
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
         raise DataError(f"texts come as a list; got {texts!r}"[:200], hint="put one text into a list")
 
 
-def to_columns(texts: Any) -> tuple[list[str], ...]:
-    """Texts as one list, or pairs as two, nothing where there are none; whatever a caller passes is checked here.
+def as_rows(texts: Any) -> Iterator[Row]:
+    """Texts and pairs as tuples, one by one as they come; whatever a caller passes is checked here.
 
     Raises:
         DataError: a lone string or no texts at all, cells that are no text, or single texts and pairs mixed.
     """
     _check_iterable(texts)
-    rows = [text if isinstance(text, tuple) else (text,) for text in texts]
-    for number, cells in enumerate(rows):
+    size = None
+    for number, text in enumerate(texts):
+        cells = text if isinstance(text, tuple) else (text,)
         if not 1 <= len(cells) <= 2 or not all(isinstance(cell, str) for cell in cells):
             raise DataError(f"a text is a string or a pair of strings, got {cells!r} at place {number}"[:200])
         if any(map(NOT_UTF8.search, cells)):
             raise DataError(f"the text at place {number} holds half a surrogate pair, which no encoding has: {cells!r}")
-    sizes = set(map(len, rows))
-    if len(sizes) > 1:
-        raise DataError("single texts and pairs of texts cannot be mixed in one call")
-    return tuple([row[i] for row in rows] for i in range(max(sizes, default=0)))
+        size = size or len(cells)
+        if len(cells) != size:
+            raise DataError(f"single texts and pairs of texts cannot be mixed in one call, as at place {number}")
+        yield cells
 
 
 def load(path: AnyPath, *, task: str | None = None) -> LoadedModel:
@@ -308,11 +326,11 @@ def load(path: AnyPath, *, task: str | None = None) -> LoadedModel:
     check_vocabulary(tokenizer, loaded.config.vocab_size)
     labels = loaded.labels or tuple(f"LABEL_{i}" for i in range(loaded.num_labels))
     served = Served(loaded.config, loaded.params, load_masks(folder), kind)
-    settings = stored_task(folder) if task is None else _task_as_given(folder, task, kind)
+    settings = stored_task(folder) if task is None else _task_as_given(folder, task, kind, loaded.num_labels)
     return LoadedModel(folder, served, settings, labels, tokenizer)
 
 
-def _task_as_given(folder: Path, name: str, kind: Kind) -> TaskSettings:
+def _task_as_given(folder: Path, name: str, kind: Kind, outputs: int) -> TaskSettings:
     stored = stored_task(folder)
     if stored is not None and normalized(stored.task) == normalized(name):
         return stored
@@ -321,4 +339,6 @@ def _task_as_given(folder: Path, name: str, kind: Kind) -> TaskSettings:
     wanted = named_task(name)
     if wanted.kind != kind:
         raise ConfigError(f"task {name} is a {wanted.kind}, and {folder} holds a model for {kind}")
+    if wanted.num_labels != outputs:
+        raise ConfigError(f"task {name} has {wanted.num_labels} classes, and the model in {folder} {outputs} outputs")
     return TaskSettings(task=name)

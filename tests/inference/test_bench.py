@@ -72,3 +72,10 @@ def test_bench_sees_that_it_can_write_before_it_compiles(folder, tmp_path, monke
     monkeypatch.setattr(bench, "load", None)
     with pytest.raises(ConfigError, match=r"bench.json cannot be written: .*\n.*-o"):
         bench.bench_to_file(folder, name, batches=[1], lengths=[8])
+
+
+def test_a_calibration_needs_a_place_for_its_table(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is where there is no home
+    with pytest.raises(ConfigError, match=r"no place.*\n.*XDG_CACHE_HOME"):
+        bench.calibrate_device()

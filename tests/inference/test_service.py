@@ -15,7 +15,7 @@ from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError, IntegrityError, ModelError, NumericalError
 from mlprune_jax.inference import calls, service
 from mlprune_jax.inference.predict import predict_file
-from mlprune_jax.inference.service import load, to_columns
+from mlprune_jax.inference.service import as_rows, chunk_size, load
 from mlprune_jax.inference.simplify import Masked
 from mlprune_jax.inference.stored import save_masks
 from mlprune_jax.manifest import MANIFEST
@@ -101,28 +101,38 @@ def test_texts_and_pairs_do_not_mix(predictor):
         predictor(["one", ("two", "three")])
 
 
-@pytest.mark.parametrize("texts", ["one string", None, [None], [("a", "b", "c")], [("a", 1)], [["a", "b"]], [()]])
+@pytest.mark.parametrize(
+    "texts", ["one string", None, {"text": "a"}, [None], [("a", "b", "c")], [("a", 1)], [["a", "b"]], [()]]
+)
 def test_what_is_no_text_is_refused(texts):
     with pytest.raises(DataError, match=r"come as a list|a text is a string"):
-        to_columns(texts)
+        list(as_rows(texts))
 
 
 def test_half_a_character_is_named():
     with pytest.raises(DataError, match="the text at place 1 holds half a surrogate pair"):
-        to_columns(["good", "a\ud800"])
+        list(as_rows(["good", "a\ud800"]))
 
 
 def test_texts_may_be_anything_that_gives_them_in_order():
     for texts in ((text for text in TEXTS), np.array(TEXTS), tuple(TEXTS)):
-        assert to_columns(texts) == (TEXTS,)
-    assert to_columns(iter(())) == ()
+        assert list(as_rows(texts)) == [(text,) for text in TEXTS]
+    assert list(as_rows([("a", "b")])) == [("a", "b")]
+    assert list(as_rows(iter(()))) == []
 
 
 def test_a_stream_takes_texts_alone(predictor):
     with pytest.raises(DataError, match="come as a list"):
         predictor.stream("good")  # else each letter would be a text
-    with pytest.raises(ConfigError, match="chunk must be at least 1"):
+    with pytest.raises(ConfigError, match="chunk must be a whole number of at least 1, got 0"):
         predictor.stream(TEXTS, chunk=0)
+
+
+@pytest.mark.parametrize("given", [1.5, "3", -1])
+def test_a_chunk_is_a_whole_number(given):
+    assert chunk_size(np.int64(3)) == 3
+    with pytest.raises(ConfigError, match="chunk must be a whole number"):
+        chunk_size(given)
 
 
 def test_a_folder_that_names_no_lengths_is_said_to_cut(folder, tmp_path, monkeypatch, caplog):
@@ -149,6 +159,15 @@ def test_what_came_before_a_failing_source_is_answered(predictor, wanted):
     answered = []
     with pytest.raises(OSError, match="the disk is gone"):
         answered.extend(p.probabilities for p in predictor.stream(failing()))
+    np.testing.assert_allclose(answered, wanted[:3], atol=1e-4)
+
+
+@pytest.mark.parametrize(("wrong", "told"), [(None, "a text is a string"), (("a", "b"), "cannot be mixed")])
+def test_what_came_before_a_wrong_text_is_answered(predictor, wanted, wrong, told):
+    """Found by review: it took the good ones of its chunk along, and was counted from there."""
+    answered = []
+    with pytest.raises(DataError, match=rf"{told}.* at place 3"):
+        answered.extend(p.probabilities for p in predictor.stream(iter([*TEXTS[:3], wrong, "good"]), chunk=2))
     np.testing.assert_allclose(answered, wanted[:3], atol=1e-4)
 
 
@@ -210,6 +229,8 @@ def test_what_cannot_be_loaded(folder, tmp_path):
         load(tmp_path / "nowhere")
     with pytest.raises(ModelError, match="empty"):
         load(tmp_path)
+    with pytest.raises(ConfigError, match="is for task demo, not mnli"):
+        load(folder, task="mnli")
     for name in ("config.json", "pruning.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / MASKS).write_bytes((folder / MASKS).read_bytes()[:-7])

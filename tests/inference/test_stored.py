@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from mlprune_jax.data.demo import VOCABULARY, write_demo
-from mlprune_jax.errors import IntegrityError, ModelError
+from mlprune_jax.errors import ConfigError, DataError, IntegrityError, ModelError
 from mlprune_jax.inference.service import load
 from mlprune_jax.inference.stored import model_folder
 from mlprune_jax.manifest import MANIFEST, write_manifest
@@ -56,3 +56,15 @@ def test_the_model_of_a_run_has_a_manifest(one_output, tmp_path):
     write_manifest(run / "final")
     assert model_folder(run) == run / "final"
     assert model_folder(one_output) == one_output
+
+
+def test_a_task_has_as_many_classes_as_the_model_outputs(tmp_path):
+    config = CONFIG.model_copy(update={"vocab_size": len(VOCABULARY), "type_vocab_size": 1})
+    path = write_demo(tmp_path, train_size=1, dev_size=1)
+    save_pretrained(path, config, random_params(config, "classification", 2), kind="classification")
+    with pytest.raises(ConfigError, match=r"task mnli has 3 classes, and the model in .* 2 outputs"):
+        load(path, task="mnli")
+    predictor = load(path, task="mrpc").compile(batch_sizes=[1], lengths=[8])
+    with pytest.raises(DataError, match="takes single texts, as its type_vocab_size is 1"):
+        predictor([("good", "bad")])
+    assert load(path).compile(batch_sizes=[1], lengths=[8])(["good"])
