@@ -170,6 +170,11 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: object = "the 
         )
 
 
+def least_length(tokenizer: Tokenizer, texts: int) -> int:
+    """Tokens that a single text or a pair (``texts`` 2) needs at least: its markers, and one for each text."""
+    return tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
+
+
 def encode(examples: Examples, tokenizer: Tokenizer, *, max_length: int) -> Encoded:
     """Tokenize all examples; too long ones lose tokens, pairs from the longer text first, and are counted.
 
@@ -186,7 +191,7 @@ def encode(examples: Examples, tokenizer: Tokenizer, *, max_length: int) -> Enco
     Raises:
         ConfigError: ``max_length`` leaves no room for text.
     """
-    least = tokenizer.num_special_tokens_to_add(pair=len(examples.texts) == 2) + len(examples.texts)
+    least = least_length(tokenizer, len(examples.texts))
     if max_length < least:
         raise ConfigError(f"max_length {max_length} leaves no room for text", hint=f"use {least} or more")
     ids: list[np.ndarray] = []

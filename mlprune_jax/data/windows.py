@@ -63,10 +63,11 @@ def encode_windows(
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError("the tokenizer does not know where its tokens stand", hint="save it with a tokenizer.json")
-    room = max_length - max_query_length - tokenizer.num_special_tokens_to_add(pair=True)
-    if room <= doc_stride:
+    least = least_window(tokenizer, doc_stride=doc_stride, max_query_length=max_query_length)
+    if max_length < least:
+        room = max(max_length - least + doc_stride + 1, 0)
         raise ConfigError(
-            f"max_length {max_length} leaves {max(room, 0)} tokens of a context beside a question of "
+            f"max_length {max_length} leaves {room} tokens of a context beside a question of "
             f"{max_query_length}, and two windows share doc_stride {doc_stride} of them",
             hint="raise max_length, or lower doc_stride or max_query_length",
         )
@@ -103,6 +104,11 @@ def encode_windows(
         skipped=asked.skipped,
         truncated=sum(map(str.__ne__, questions, asked.texts[0])),
     )
+
+
+def least_window(tokenizer: Tokenizer, *, doc_stride: int, max_query_length: int) -> int:
+    """Tokens that windows need at least: markers, a question, and more of its context than two windows share."""
+    return max_query_length + tokenizer.num_special_tokens_to_add(pair=True) + doc_stride + 1
 
 
 def _tokenized(questions: list[str], contexts: list[str], tokenizer: Tokenizer) -> Iterator[Any]:

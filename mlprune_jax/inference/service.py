@@ -16,16 +16,16 @@ import numpy as np
 from mlprune_jax.config.settings import TaskSettings
 from mlprune_jax.data.answers import Answer, Answers
 from mlprune_jax.data.batches import gather
-from mlprune_jax.data.encode import Encoded, Tokenizer, check_vocabulary, encode, load_tokenizer
+from mlprune_jax.data.encode import Encoded, Tokenizer, check_vocabulary, encode, least_length, load_tokenizer
 from mlprune_jax.data.named import named_task
 from mlprune_jax.data.squad import SQUAD, Questions
 from mlprune_jax.data.tables import NOT_UTF8
 from mlprune_jax.data.tasks import Examples, normalized
-from mlprune_jax.data.windows import Windows, encode_windows
+from mlprune_jax.data.windows import Windows, encode_windows, least_window
 from mlprune_jax.errors import ConfigError, DataError, ModelError, NumericalError
 from mlprune_jax.files import AnyPath
 from mlprune_jax.inference.calls import begun_ahead
-from mlprune_jax.inference.runtime import CompiledModel, Served, compile_model, default_dtype
+from mlprune_jax.inference.runtime import CompiledModel, Served, check_sizes, compile_model, default_dtype
 from mlprune_jax.inference.stored import load_masks, model_folder, stored_kind, stored_task
 from mlprune_jax.models.names import Kind
 from mlprune_jax.models.pretrained import load_pretrained
@@ -103,16 +103,11 @@ class LoadedModel(NamedTuple):
             table: measured costs; unset: those of this device.
 
         Raises:
-            ConfigError: sizes or a dtype that cannot be, or an implementation that the device cannot run.
+            ConfigError: sizes or a dtype that cannot be, lengths without room for a text, or for a context beside its
+                question, or an implementation that the device cannot run.
         """
-        span = self.served.kind == "span"
-        if lengths is None:
-            positions = self.served.config.max_position_embeddings
-            trained = stored_task(self.folder) or (UNTOLD if span else None)  # spans are read in windows, not cut
-            lengths = sorted({min(length, positions) for length in (trained.buckets if trained else LENGTHS)})
-            if trained is None and max(lengths) < positions:
-                told = "%s names no lengths: longer texts are cut at %d tokens; `lengths` may go up to %d"
-                _log.warning(told, self.folder, max(lengths), positions)
+        lengths = check_sizes("lengths", self._usual_lengths() if lengths is None else lengths)
+        self._check_room(max(lengths))
         compiled = compile_model(
             self.served,
             batch_sizes=batch_sizes,
@@ -121,7 +116,32 @@ class LoadedModel(NamedTuple):
             implementation=implementation,
             table=table,
         )
-        return (AnswerPredictor if span else ClassPredictor)(compiled, self, max(lengths))
+        return (AnswerPredictor if self.served.kind == "span" else ClassPredictor)(compiled, self, max(lengths))
+
+    def _usual_lengths(self) -> list[int]:
+        positions = self.served.config.max_position_embeddings
+        untold = UNTOLD if self.served.kind == "span" else None  # spans are read in windows, not cut
+        trained = stored_task(self.folder) or untold
+        lengths = sorted({min(length, positions) for length in (trained.buckets if trained else LENGTHS)})
+        if trained is None and max(lengths) < positions:
+            told = "%s names no lengths: longer texts are cut at %d tokens; `lengths` may go up to %d"
+            _log.warning(told, self.folder, max(lengths), positions)
+        return lengths
+
+    def _check_room(self, longest: int) -> None:
+        """See before minutes of compiling that texts find room, single ones where nothing tells of pairs."""
+        if self.served.kind == "span":
+            task = self.task or UNTOLD
+            sizes = {"doc_stride": task.doc_stride, "max_query_length": task.max_query_length}
+            least, what = least_window(self.tokenizer, **sizes), f"a context beside its question, by {sizes}"
+        else:
+            least, what = least_length(self.tokenizer, len(self.text_columns or ("text",))), "text"
+        if longest < least:
+            raise ConfigError(
+                f"lengths (--seq) of at most {longest} tokens leave no room for {what}",
+                hint=f"the longest must be {least} or more; the model has {self.served.config.max_position_embeddings} "
+                "positions",
+            )
 
 
 class Predictor(ABC, Generic[Out]):
@@ -147,7 +167,7 @@ class Predictor(ABC, Generic[Out]):
         """Predictions for texts or pairs of texts, in their order.
 
         Raises:
-            ConfigError: a span model compiled for lengths that leave a context no room beside its question.
+            ConfigError: pairs of a model whose folder does not tell of them, and lengths without room for two texts.
             DataError: something that is no text, single texts and pairs mixed, or what the model does not take.
             NumericalError: logits that are not finite, as weights too large for ``float16`` give.
         """

@@ -357,6 +357,7 @@ def test_predict_reads_standard_input_like_a_file(command, folder, given, table,
         (("-i", "-", "--dtype", "int4"), 2, "dtype must be one of"),
         (("-i", "-", "-o", "no/such/folder/x"), 3, "cannot be written"),
         (("-i", "-", "--seq", "8,99"), 2, "above the model's 32 positions"),
+        (("-i", "-", "--seq", "2"), 2, "lengths (--seq) of at most 2 tokens leave no room for text"),
         (("-i", "-", "--columns", "sentence, sentence"), 2, "two different ones"),
     ],
 )
