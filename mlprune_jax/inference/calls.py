@@ -13,7 +13,7 @@ import numpy as np
 from mlprune_jax.inference.forward import ModelParams
 from mlprune_jax.inference.plan import Decision, decide
 from pallas_kernels import Implementation
-from pallas_kernels.block_sparse_matmul.costs import CostTable
+from pallas_kernels.block_sparse_matmul.costs import AnyTable
 from pallas_kernels.device import cores, platform
 
 Item = TypeVar("Item")
@@ -34,7 +34,7 @@ def plan_calls(
     length: int,
     dtype: str,
     implementation: Implementation | None,
-    table: CostTable | None,
+    table: AnyTable | None,
 ) -> tuple[int, tuple[Decision, ...]]:
     """Rows of one call, and how its products run; arguments and errors as of `decide`."""
     rows = _rows(batch, length) if platform() == "cpu" else batch

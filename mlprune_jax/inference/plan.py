@@ -9,7 +9,7 @@ from mlprune_jax.errors import ConfigError
 from mlprune_jax.inference.forward import LayerParams, LayerPlan, ModelParams, tokens_read
 from pallas_kernels import BlockSparse, Implementation, density, to_dense
 from pallas_kernels.block_sparse_matmul.choose import Choice, choose
-from pallas_kernels.block_sparse_matmul.costs import CostTable
+from pallas_kernels.block_sparse_matmul.costs import AnyTable
 from pallas_kernels.block_sparse_matmul.implementations import check_implementation, runnable
 from pallas_kernels.block_sparse_matmul.xla import unroll
 
@@ -48,7 +48,7 @@ def decide(
     *,
     implementation: Implementation | None = None,
     side_by_side: bool = False,
-    table: CostTable | None = None,
+    table: AnyTable | None = None,
 ) -> tuple[Decision, ...]:
     """A decision for every product of every layer.
 
@@ -58,11 +58,11 @@ def decide(
         dtype: of the operands.
         implementation: run every packed matrix with this one; ``None`` picks by measured cost.
         side_by_side: other calls run on the other cores at the same time.
-        table: measured costs; ``None`` takes the device's own.
+        table: measured costs of the device, or their file; ``None`` takes its own.
 
     Raises:
         ConfigError: an implementation is asked for and there is no packed matrix for it to run.
-        KernelError: one that this device cannot run, or a damaged cost table.
+        KernelError: one that this device cannot run, or a cost table that is damaged or of another.
     """
     weights = [getattr(layer, product).weight for layer in params.layers for product in PRODUCTS]
     if implementation not in (None, "dense") and not any(isinstance(weight, BlockSparse) for weight in weights):
@@ -90,7 +90,7 @@ def _decide_one(
     dtype: str,
     implementation: Implementation | None,
     side_by_side: bool,
-    table: CostTable | None,
+    table: AnyTable | None,
 ) -> Decision:
     if not isinstance(weight, BlockSparse):
         choice = Choice("dense", "no blocks to leave out", 1.0)

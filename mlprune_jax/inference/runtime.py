@@ -20,7 +20,7 @@ from mlprune_jax.inference.plan import Decision, layer_plans, prepare, realise
 from mlprune_jax.models.bert import DTYPES
 from mlprune_jax.models.names import Kind
 from pallas_kernels import Implementation, KernelError
-from pallas_kernels.block_sparse_matmul.costs import CostTable
+from pallas_kernels.block_sparse_matmul.costs import AnyTable
 from pallas_kernels.block_sparse_matmul.implementations import AMPERE
 from pallas_kernels.device import compute_capability, platform
 
@@ -195,7 +195,7 @@ def compile_model(
     lengths: Sequence[int],
     dtype: str = "float32",
     implementation: Implementation | None = None,
-    table: CostTable | None = None,
+    table: AnyTable | None = None,
 ) -> CompiledModel:
     """Compile every pair of batch size and length, and run each once.
 
@@ -206,10 +206,11 @@ def compile_model(
         dtype: of weights and operands: "float32", "bfloat16" or "float16"; products sum up in float32, and on a GPU
             a bfloat16 model keeps bfloat16 between its kernels.
         implementation: of all packed matrices; ``None`` picks for each by measured cost.
-        table: measured costs; ``None`` takes those of this device.
+        table: measured costs of this device, or their file; ``None`` takes its own.
 
     Raises:
-        ConfigError: sizes, a dtype or an implementation that cannot be, or a damaged cost table.
+        ConfigError: sizes, a dtype or an implementation that cannot be, or a cost table that is damaged or of
+            another device.
         IntegrityError: masks that do not fit the parameters.
     """
     batch_sizes, lengths = check_sizes("batch_sizes", batch_sizes), check_sizes("lengths", lengths)

@@ -30,7 +30,7 @@ from mlprune_jax.inference.stored import load_masks, model_folder, stored_kind, 
 from mlprune_jax.models.names import Kind
 from mlprune_jax.models.pretrained import load_pretrained
 from pallas_kernels import Implementation
-from pallas_kernels.block_sparse_matmul.costs import CostTable
+from pallas_kernels.block_sparse_matmul.costs import AnyTable
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class LoadedModel(NamedTuple):
         lengths: Sequence[int] | None = None,
         dtype: str | None = None,
         implementation: Implementation | None = None,
-        table: CostTable | None = None,
+        table: AnyTable | None = None,
     ) -> Predictor[Any]:
         """Compile every pair of batch size and length ahead of time; see `compile_model`.
 
@@ -100,11 +100,11 @@ class LoadedModel(NamedTuple):
                 ours wrote 32, 64 and 128 (for spans 128, 256 and 384) as far as the model has positions.
             dtype: "float32", "bfloat16" or "float16"; unset: bfloat16 on a GPU or TPU, float32 on a CPU.
             implementation: of all packed matrices; unset: by measured cost, for each.
-            table: measured costs; unset: those of this device.
+            table: measured costs of this device, or their file; unset: its own.
 
         Raises:
             ConfigError: sizes or a dtype that cannot be, lengths without room for a text, or for a context beside its
-                question, or an implementation that the device cannot run.
+                question, an implementation that the device cannot run, or a cost table of another device.
         """
         lengths = check_sizes("lengths", self._usual_lengths() if lengths is None else lengths)
         self._check_room(max(lengths))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import device
-from pallas_kernels.block_sparse_matmul.costs import CostTable, Entry, find_table
+from pallas_kernels.block_sparse_matmul.costs import AnyTable, Entry, find_table, given_table
 from pallas_kernels.block_sparse_matmul.epilogue import Activation
 from pallas_kernels.block_sparse_matmul.implementations import SPARSE, Implementation
 from pallas_kernels.formats import BlockShape
@@ -61,7 +61,7 @@ def choose(
     *,
     activation: Activation | None = None,
     side_by_side: bool = False,
-    table: CostTable | None = None,
+    table: AnyTable | None = None,
     device_kind: str | None = None,
     platform: str | None = None,
     allowed: Sequence[Implementation] = SPARSE,
@@ -81,7 +81,7 @@ def choose(
             with the product, as dense products do not everywhere.
         side_by_side: other calls run at the same time, one on each core of a CPU, where products gain more that alone
             leave cores idle. Where that was not measured, as if alone.
-        table: measurements; ``None`` takes the user's or the package's for the device.
+        table: measurements of the device, or their file; ``None`` takes the user's or the package's.
         device_kind: `pallas_kernels.device.hardware_name`, as tables have it; ``None`` is the default device's.
         platform: "cpu", "gpu" or "tpu"; ``None`` is the default device's.
         allowed: sparse implementations that the device and the matrix can have.
@@ -92,14 +92,14 @@ def choose(
         has so little to do that it is sure of winning.
 
     Raises:
-        KernelError: the device's table is damaged.
+        KernelError: the table is damaged, or one that was passed is of another device.
     """
     product = _Product(shape, block_shape, density, tokens, jnp.dtype(dtype).name)
     hardware = device.hardware_name() if device_kind is None else device_kind
     platform = device.platform() if platform is None else platform
-    table = find_table(hardware) if table is None else table
-    if table is not None and table.hardware == hardware:
-        tried = (_predict_all(each, allowed, product) for each in _alike(table.entries, side_by_side, activation))
+    measured = find_table(hardware) if table is None else given_table(table, hardware)
+    if measured is not None:
+        tried = (_predict_all(each, allowed, product) for each in _alike(measured.entries, side_by_side, activation))
         if predicted := next(filter(None, tried), None):
             ratio, best, beyond = max(predicted)
             picked: Implementation = best if ratio > (GAIN_BEYOND if beyond else GAIN) else "dense"

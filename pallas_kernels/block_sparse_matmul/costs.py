@@ -67,6 +67,10 @@ class CostTable:
     entries: tuple[Entry, ...]
 
 
+AnyTable = CostTable | str | os.PathLike[str]
+"""A table, or where it lies."""
+
+
 def user_table_path(hardware: str) -> Path:
     """Where the user's own table for a device lies: ``$XDG_CACHE_HOME/mlprune/costs/<device>.json``."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -93,6 +97,20 @@ def find_table(hardware: str) -> CostTable | None:
     if len(tables) < 2:
         return tables[0] if tables else None
     return complete(*tables)
+
+
+def given_table(table: AnyTable, hardware: str) -> CostTable:
+    """A table that a caller passes, read where it is a path.
+
+    Raises:
+        KernelError: it is of another device, or cannot be read.
+    """
+    if not isinstance(table, CostTable):
+        path = Path(os.path.expanduser(table))
+        table = _cached(path, path.stat().st_mtime_ns) if path.is_file() else load_table(path)
+    if table.hardware not in (hardware, any_generation(hardware)):
+        raise KernelError(f"the cost table is of {table.hardware!r}, and this device is {hardware!r}")
+    return table
 
 
 def complete(own: CostTable, other: CostTable) -> CostTable:

@@ -1,6 +1,7 @@
 """The compiled model: the training model's answers in every bucket, from any thread, with nothing compiled later."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -266,6 +267,9 @@ def test_a_plan_may_run_some_products_packed_and_some_dense(tile_model):
     compiled = compile_model(served(tile_model), batch_sizes=[1, 4], lengths=[16], table=table)
     inputs = batch(4, 16)
     close(compiled.logits(*inputs), plain_logits(CONFIG, tile_model.params, "classification", inputs))
+    other = replace(table, hardware="elsewhere")
+    with pytest.raises(ConfigError, match=r"the cost table is of 'elsewhere', and this device is"):
+        compile_model(served(tile_model), batch_sizes=[1], lengths=[16], table=other)
     assert {d.choice.implementation for d in compiled.decisions(4, 16)} == {"xla", "dense"}
     assert {d.choice.implementation for d in compiled.decisions(1, 16)} >= {"dense"}
     assert all("measured" in d.choice.reason for d in compiled.decisions(4, 16) if d.choice.implementation == "xla")

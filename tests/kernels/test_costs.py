@@ -108,7 +108,7 @@ def test_fastest_of_several_wins():
 @pytest.mark.parametrize(
     "facts",
     [
-        {"device_kind": "Other CPU"},
+        {"device_kind": "Other CPU", "table": None},
         {"dtype": "bfloat16"},
         {"shape": (128, 512)},
         {"tokens": 63},
@@ -212,6 +212,18 @@ def test_damaged_table_names_file_and_place(tmp_path, message):
     path.write_text(json.dumps(raw))
     with pytest.raises(KernelError, match=f"table.json: {message}"):
         load_table(path)
+
+
+def test_a_table_that_is_passed_is_of_this_device(tmp_path):
+    """Found by review: another device's was left out, and nothing said so."""
+    with pytest.raises(KernelError, match=r"the cost table is of 'Test CPU, 2 cores', and this device is 'other'"):
+        chosen(device_kind="other")
+    of_all = replace(TABLE, hardware="EPYC, avx2, 2 cores")
+    assert chosen(table=of_all, device_kind="EPYC (family 25, model 1), avx2, 2 cores") == chosen()
+    save_table(TABLE, tmp_path / "table.json")
+    assert chosen(table=tmp_path / "table.json") == chosen(table=str(tmp_path / "table.json")) == chosen()
+    with pytest.raises(KernelError, match=r"nowhere.json cannot be read"):
+        chosen(table=tmp_path / "nowhere.json")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
