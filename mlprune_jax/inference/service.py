@@ -356,7 +356,7 @@ def _task_as_given(folder: Path, name: str, kind: Kind, outputs: int) -> TaskSet
         return stored
     if stored is not None:
         raise ConfigError(f"{folder} is for task {stored.task}, not {name}", hint="leave the task out")
-    wanted = named_task(name)
+    wanted = named_task(name, others=())
     if wanted.kind != kind:
         raise ConfigError(f"task {name} is a {wanted.kind}, and {folder} holds a model for {kind}")
     if wanted.num_labels != outputs:

@@ -42,9 +42,12 @@ def read_config(folder: Path) -> StoredConfig:
     for key, wanted in _REQUIRED.items():
         found = raw.get(key)
         if (_DEFAULTS.get(key) if found is None else found) != wanted:
+            unsaid = key == "model_type" and found is None
             raise ModelError(
                 f"{path}: {key} is {reprlib.repr(found)}, only {wanted!r} is supported",
-                hint="Choose a BERT encoder, for example google-bert/bert-base-uncased.",
+                hint='Write "model_type": "bert" into it if the model is one.'
+                if unsaid
+                else "Choose a BERT encoder, for example google-bert/bert-base-uncased.",
             )
     # Hugging Face writes null for "the default".
     fields = {name: raw[name] for name in _GEOMETRY if raw.get(name) is not None}

@@ -31,7 +31,7 @@ def check_labels(num_labels: int | None, kind: Kind) -> None:
 
 
 def recognised(found: dict[str, Stored], folder: Path, kind: Kind) -> dict[str, Stored]:
-    """The tensors that matter by canonical name; one stored twice under different spellings is an error."""
+    """The tensors that matter by canonical name; none, or one twice in different spellings, is an error."""
     weights: dict[str, Stored] = {}
     left_out = []
     for stored in found.values():
@@ -42,6 +42,12 @@ def recognised(found: dict[str, Stored], folder: Path, kind: Kind) -> dict[str, 
             raise ModelError(f"{folder} holds {some([name])} twice, as {some([weights[name].name, stored.name])}")
         else:
             weights[name] = stored
+    if not any(name.startswith("bert.") for name in weights):
+        raise ModelError(
+            f"the weights in {folder} have no name of a BERT's tensors, as bert.encoder.layer.0.output.dense.weight: "
+            f"they hold {some(sorted(found)) or 'nothing'}",
+            hint="rename them, or save the model by transformers' BertModel or a class with a head on it",
+        )
     if left_out:
         _log.info("%s: not needed for %s and left out: %s", folder, kind, some(left_out))
     return weights
@@ -117,10 +123,11 @@ def check_weights(weights: dict[str, Stored], table: Sequence[Entry], folder: Pa
         if stored.shape != entry.stored_shape
     ]
     dtypes = [f"{stored.name} {stored.dtype}" for _, stored in there if stored.dtype not in FLOATS]
-    faults = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, "not a float type": dtypes}
+    faults = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, f"not {', '.join(FLOATS)}": dtypes}
     if any(faults.values()):
         listed = "".join(f"\n  {len(items)} {what}: {some(items)}" for what, items in faults.items() if items)
+        mixed = f"Take {CONFIG}, {PRUNING} (of a pruned model) and the weights from one and the same folder."
         raise ModelError(
             f"the weights in {folder} are not those of the model that its {CONFIG} describes:{listed}",
-            hint=f"Take {CONFIG}, {PRUNING} (of a pruned model) and the weights from one and the same folder.",
+            hint=mixed if missing or unexpected or shapes else "Save the weights as float32.",
         )

@@ -211,5 +211,5 @@ def test_tasks_by_name():
     assert named_task("sst2").name == "sst2"
     with pytest.raises(ConfigError, match="did you mean 'squad2'"):
         named_task("squad_v2")
-    with pytest.raises(ConfigError, match="squad, squad2, demo, or custom"):
+    with pytest.raises(ConfigError, match="squad, squad2, demo, custom"):
         named_task("?")

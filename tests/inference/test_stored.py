@@ -64,6 +64,8 @@ def test_a_task_has_as_many_classes_as_the_model_outputs(tmp_path):
     save_pretrained(path, config, random_params(config, "classification", 2), kind="classification")
     with pytest.raises(ConfigError, match=r"task mnli has 3 classes, and the model in .* 2 outputs"):
         load(path, task="mnli")
+    with pytest.raises(ConfigError, match=r"no task 'custom'\n.*, demo$"):
+        load(path, task="custom")
     predictor = load(path, task="mrpc").compile(batch_sizes=[1], lengths=[8])
     with pytest.raises(DataError, match="takes single texts, as its type_vocab_size is 1"):
         predictor([("good", "bad")])

@@ -171,6 +171,19 @@ def test_every_fault_of_the_weights_is_listed(tiny, tmp_path):
     assert str(caught.value).count("bert.encoder.layer.1") == 10
 
 
+def test_other_number_formats_are_named(tiny, tmp_path):
+    tensors = tiny.torch_tensors()
+    tensors["classifier.bias"] = tensors["classifier.bias"].astype(np.float64)
+    with pytest.raises(ModelError, match=r"1 not F32, F16, BF16: classifier.bias F64\n.*as float32"):
+        tiny.load(tiny.write_folder(tmp_path, tensors))
+
+
+def test_weights_of_names_that_nothing_knows(tiny, tmp_path):
+    tensors = {f"model.{name}": tensor for name, tensor in tiny.torch_tensors().items()}
+    with pytest.raises(ModelError, match=r"no name of a BERT's tensors.*: they hold model\.bert\.embeddings"):
+        tiny.load(tiny.write_folder(tmp_path, tensors))
+
+
 def test_stored_nan_is_refused(tiny, tmp_path):
     tensors = tiny.torch_tensors()
     tensors["classifier.bias"][1] = np.nan
@@ -182,7 +195,7 @@ def test_stored_nan_is_refused(tiny, tmp_path):
     ("changes", "message"),
     [
         ({"model_type": "roberta"}, "model_type is 'roberta'"),
-        ({"model_type": None}, "model_type is None"),
+        ({"model_type": None}, r'model_type is None.*\n.*Write "model_type": "bert" into it'),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"is_decoder": True}, "is_decoder is True"),
         ({"hidden_act": "relu"}, "hidden_act: .*'relu'"),
