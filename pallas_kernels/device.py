@@ -17,7 +17,7 @@ def platform() -> str:
 
 
 def device_kind() -> str:
-    """The default device's name, as cost tables are keyed by it."""
+    """The default device's name as jax has it, which is "cpu" for every CPU; see `hardware_name`."""
     return jax.devices()[0].device_kind
 
 

@@ -22,7 +22,7 @@ from mlprune_jax.inference.runtime import Served
 from mlprune_jax.inference.service import LoadedModel, load
 from mlprune_jax.models.bert import DTYPES
 from mlprune_jax.models.hf_config import read_config
-from mlprune_jax.models.model_folder import STAGING, replaced_model, write_json
+from mlprune_jax.models.model_folder import STAGING, replaced_model, write_model_json
 from mlprune_jax.models.pretrained import save_pretrained
 from mlprune_jax.pruning.expand import expand
 
@@ -121,7 +121,7 @@ def _write_file(model: LoadedModel, output: Path, name: str, content: bytes, tol
     served = model.served
     (output / name).write_bytes(content)
     facts = {"max_length": served.config.max_position_embeddings, "kind": served.kind, "labels": _labels(model)}
-    write_json(output / FACTS, {"file": name} | told | facts)
+    write_model_json(output / FACTS, {"file": name} | told | facts)
 
 
 def _labels(model: LoadedModel) -> tuple[str, ...] | None:

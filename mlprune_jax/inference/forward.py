@@ -121,7 +121,7 @@ def forward(
         context = attention(form, qkv, lengths, asking)
         update = _linear(form, context, layer.attention_output, plan.attention_output)
         x = _norm(form, add_into(x[:, :asking], update, shape.attention_output), layer.attention_norm)
-        inner = _linear(form, x, layer.ffn, plan.ffn, _activation(form.config))
+        inner = _linear(form, x, layer.ffn, plan.ffn, gelu_of(form.config))
         update = _linear(form, inner, layer.ffn_output, plan.ffn_output)
         x = _norm(form, add_into(x, update, shape.ffn_output), layer.ffn_norm)
     if params.pooler is not None:
@@ -184,5 +184,6 @@ def _linear(
     return finish(product, linear.bias, activation, None, out)
 
 
-def _activation(config: ModelConfig) -> Activation:
+def gelu_of(config: ModelConfig) -> Activation:
+    """The FFN's activation by ``hidden_act``, which names the tanh approximation in several ways."""
     return "gelu" if config.hidden_act == "gelu" else "gelu_tanh"

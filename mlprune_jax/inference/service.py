@@ -7,7 +7,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -292,7 +291,7 @@ def _take(rows: Iterator[Row], size: int) -> tuple[list[Row], Exception | None]:
 
 def chunk_size(given: Any) -> int | None:
     """The size of a chunk, whatever a caller passes; raises `ConfigError` where it can be none."""
-    if given is not None and not (isinstance(given, Integral) and given >= 1):
+    if given is not None and not (isinstance(given, int | np.integer) and given >= 1):
         raise ConfigError(f"chunk must be a whole number of at least 1, got {given!r}")
     return None if given is None else int(given)
 

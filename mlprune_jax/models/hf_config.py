@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError, ModelError
-from mlprune_jax.models.model_folder import CONFIG, PRUNING, read_json
+from mlprune_jax.models.model_folder import CONFIG, PRUNING, read_model_json
 from mlprune_jax.models.names import Kind
 
 _GEOMETRY = tuple(name for name in ModelConfig.model_fields if name != "layers")
@@ -38,7 +38,7 @@ def read_config(folder: Path) -> StoredConfig:
         ModelError: where the model is not a BERT encoder of the kind we run, or a value is out of range.
     """
     path = folder / CONFIG
-    raw = read_json(path)
+    raw = read_model_json(path)
     for key, wanted in _REQUIRED.items():
         found = raw.get(key)
         if (_DEFAULTS.get(key) if found is None else found) != wanted:
@@ -61,7 +61,7 @@ def read_config(folder: Path) -> StoredConfig:
 def _with_layers(dense: ModelConfig, path: Path) -> ModelConfig:
     if not path.is_symlink() and not path.exists():
         return dense
-    stored = read_json(path)
+    stored = read_model_json(path)
     if "layers" not in stored:
         raise ModelError(f"{path} has no layers: what each layer keeps", hint="Take the file of the original folder.")
     try:

@@ -70,7 +70,7 @@ def check_folder(folder: Path) -> None:
 def _conversion(folder: Path, name: str) -> str:
     cls = "AutoModel"
     try:
-        architecture = read_json(folder / CONFIG)["architectures"][0]
+        architecture = read_model_json(folder / CONFIG)["architectures"][0]
         if isinstance(architecture, str) and architecture.isidentifier():
             cls = architecture  # keeps the task head, which AutoModel would drop
     except (ModelError, LookupError, TypeError):
@@ -93,7 +93,7 @@ def model_digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_model_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_model_json(path: Path, value: dict[str, Any]) -> None:
     """Write an object as indented JSON; NaN and infinity are refused, as other readers do not know them."""
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

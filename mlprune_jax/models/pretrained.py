@@ -24,7 +24,7 @@ from mlprune_jax.models.matching import (
     recognised,
     without_other_heads,
 )
-from mlprune_jax.models.model_folder import CONFIG, PRUNING, check_folder, replaced_model, write_json
+from mlprune_jax.models.model_folder import CONFIG, PRUNING, check_folder, replaced_model, write_model_json
 from mlprune_jax.models.names import HEADS, Entry, Kind, ParamPath, expected_shapes, tensor_table
 from mlprune_jax.models.safetensors_io import open_weights, read_tensors, some, write_weights
 
@@ -136,8 +136,8 @@ def save_pretrained(
     with replaced_model(home_path(folder)) as staging:
         write_weights(staging, tensors, max_shard_bytes)
         if (kept := make_pruning(config, pruning)) is not None:
-            write_json(staging / PRUNING, kept)
-        write_json(staging / CONFIG, content)
+            write_model_json(staging / PRUNING, kept)
+        write_model_json(staging / CONFIG, content)
 
 
 def resolve_model(model: str | Path, *, offline: bool = False) -> Path:

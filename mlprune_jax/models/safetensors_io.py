@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mlprune_jax.errors import ModelError
-from mlprune_jax.models.model_folder import INDEX, WEIGHTS, read_json, write_json
+from mlprune_jax.models.model_folder import INDEX, WEIGHTS, read_model_json, write_model_json
 
 FLOATS = ("F32", "F16", "BF16")
 """The stored number formats that are read; all become float32."""
@@ -57,7 +57,7 @@ def open_weights(folder: Path) -> dict[str, Stored]:
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:
-    weight_map = read_json(path).get("weight_map")
+    weight_map = read_model_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{path} has no weight_map from tensor names to files")
     for file in weight_map.values():
@@ -126,7 +126,7 @@ def write_weights(folder: Path, tensors: dict[str, NDArray[np.float32]], max_sha
         "total_parameters": sum(array.size for array in tensors.values()),
         "total_size": sum(array.nbytes for array in tensors.values()),
     }
-    write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+    write_model_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
 
 
 def _split(tensors: dict[str, NDArray[Any]], max_shard_bytes: int | None) -> list[dict[str, NDArray[Any]]]:

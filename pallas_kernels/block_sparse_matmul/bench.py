@@ -143,12 +143,17 @@ def _check_device(key: str, cause: Exception) -> None:
 
 def cells(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
     """The cells of the steps asked for, the most telling first."""
-    steps = {"correctness": _correctness, "grid": _grid, "probes": _probes, "sweep": _sweep}
+    steps = {
+        "correctness": _correctness(options),
+        "grid": _grid(record, options),
+        "probes": _probes(record, options),
+        "sweep": _sweep(options),
+    }
     for step in options.steps:
-        yield from steps[step](record, options)
+        yield from steps[step]
 
 
-def _correctness(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
+def _correctness(options: argparse.Namespace) -> Iterator[Cell]:
     blocks = workloads.SQUARE_BLOCKS + workloads.MIXED_BLOCKS
     # O for every block shape, what the dtype changes once, and FC2 for many steps of many thread blocks.
     cases = [(200, "O", (768, 768), block, "bfloat16") for block in blocks]
@@ -216,7 +221,7 @@ def _copy_rate(size: int) -> dict[str, Any]:
     return {"seconds": seconds, "bytes_per_second": 8 * size**2 / seconds}
 
 
-def _sweep(record: Record, options: argparse.Namespace) -> Iterator[Cell]:
+def _sweep(options: argparse.Namespace) -> Iterator[Cell]:
     if options.dry_run or options.quick or "mosaic_gpu" not in options.implementations:
         return
     cases: tuple[tuple[str, BlockShape, tuple[str, ...]], ...] = (

@@ -125,7 +125,7 @@ def test_a_failed_write_leaves_the_old_model(tiny, saved, monkeypatch, fails):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    owner = "safetensors_io.save_file" if fails == "model.safetensors" else "pretrained.write_json"
+    owner = "safetensors_io.save_file" if fails == "model.safetensors" else "pretrained.write_model_json"
     monkeypatch.setattr(f"mlprune_jax.models.{owner}", full)
     with pytest.raises(ModelError, match="No space left"):
         save_pretrained(saved, tiny.SHRUNK, tiny.make_params(tiny.SHRUNK), kind="classification")
