@@ -6,6 +6,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -65,6 +66,7 @@ class LoadedModel(NamedTuple):
         task: what it was trained for, by its folder or as `load` was told; ``None`` where neither says.
         labels: class names in the order of the head's outputs.
         tokenizer: its tokenizer, which all predictors share.
+        tokenizing: entered while it works; a lock where it runs in Python, as its parts may not bear two threads.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class LoadedModel(NamedTuple):
     task: TaskSettings | None
     labels: tuple[str, ...]
     tokenizer: Tokenizer
+    tokenizing: AbstractContextManager[Any]
 
     @property
     def text_columns(self) -> tuple[str, ...] | None:
@@ -158,7 +161,7 @@ class Predictor(ABC, Generic[Out]):
         self.truncated = 0
         self._columns = model.text_columns
         self._tokenizer = model.tokenizer
-        self._counting = threading.Lock()
+        self._tokenizing, self._counting = model.tokenizing, threading.Lock()
         self._segments = model.served.config.type_vocab_size
         self._settings = (model.task or UNTOLD).model_copy(update={"max_length": max_length})
 
@@ -181,7 +184,8 @@ class Predictor(ABC, Generic[Out]):
             raise DataError(
                 f"the model takes {kinds[len(self._columns)]} ({', '.join(self._columns)}), got {kinds[len(columns)]}"
             )
-        encoded = self._encode(columns)
+        with self._tokenizing:
+            encoded = self._encode(columns)
         if encoded.token_type_ids.max(initial=0) >= self._segments:
             raise DataError(
                 f"the model takes single texts, as its type_vocab_size is {self._segments}, and its tokenizer marks "
@@ -346,7 +350,8 @@ def load(path: AnyPath, *, task: str | None = None) -> LoadedModel:
     labels = loaded.labels or tuple(f"LABEL_{i}" for i in range(loaded.num_labels))
     served = Served(loaded.config, loaded.params, load_masks(folder), kind)
     settings = stored_task(folder) if task is None else _task_as_given(folder, task, kind, loaded.num_labels)
-    return LoadedModel(folder, served, settings, labels, tokenizer)
+    tokenizing = nullcontext() if getattr(tokenizer, "is_fast", False) else threading.Lock()
+    return LoadedModel(folder, served, settings, labels, tokenizer, tokenizing)
 
 
 def _task_as_given(folder: Path, name: str, kind: Kind, outputs: int) -> TaskSettings:

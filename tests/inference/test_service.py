@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -205,6 +206,36 @@ def test_a_text_that_takes_long_does_not_hold_up_others(predictor, monkeypatch):
         assert len(pool.submit(predictor, ["bad"]).result(20)) == 1
         answered.set()
         assert len(slow.result(20)) == 1
+
+
+def test_a_tokenizer_in_python_works_for_one_thread_at_a_time(folder, monkeypatch):
+    """Those of Japanese BERTs hold a MeCab tagger, which bears no two."""
+
+    class Alone:
+        is_fast = False
+
+        def __init__(self, tokenizer):
+            self.tokenizer, self.busy, self.overlaps = tokenizer, 0, 0
+
+        def __getattr__(self, name):
+            return getattr(self.tokenizer, name)
+
+        def __len__(self):
+            return len(self.tokenizer)
+
+        def __call__(self, *args, **options):
+            self.busy += 1
+            self.overlaps += self.busy > 1
+            time.sleep(0.005)
+            self.busy -= 1
+            return self.tokenizer(*args, **options)
+
+    slow = Alone(load_tokenizer(folder))
+    monkeypatch.setattr(service, "load_tokenizer", lambda _: slow)
+    predictor = load(folder).compile(batch_sizes=[1], lengths=[8])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda text: predictor([text]), TEXTS[:4] * 4))
+    assert slow.overlaps == 0
 
 
 def test_logits_that_are_not_finite_are_no_answer(tmp_path):
