@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Any
@@ -22,6 +23,8 @@ _log = logging.getLogger(__name__)
 Log = Callable[[int, dict[str, float]], None]
 
 MAX_SKIPPED = 10
+AHEAD = 2
+"""Steps that may wait for the device: enough to keep it busy, and few to wait for where a run is asked to stop."""
 
 
 def fit(
@@ -40,8 +43,8 @@ def fit(
 ) -> TrainState:
     """Run ``step`` over ``batches``.
 
-    Nothing here waits for the device but the metrics of every ``log_every``-th step: batches are made in threads, and
-    the host goes on to the next step while the device computes.
+    The device never waits: batches are made in threads, and the host is up to `AHEAD` steps ahead of it. No more, or a
+    signal, which Python looks at between two steps, would be heeded only when all that are queued are done.
 
     Args:
         step: from `make_train_step`.
@@ -63,6 +66,7 @@ def fit(
     key = layout.key(seed)
     first = int(state.step)
     number = first
+    queued: deque[jax.Array] = deque()
     with closing(keeper):
         for number, local in enumerate(batches, start=first + 1):
             called = time.perf_counter()
@@ -71,6 +75,9 @@ def fit(
             meter.count(batch["input_ids"].shape, time.perf_counter() - called)
             if number % log_every == 0 or number == steps:  # before a stop: no step is taken again for its line
                 _report(number, metrics, meter, log, keeper, local)
+            queued.append(metrics["skipped"])
+            if len(queued) > AHEAD:
+                jax.block_until_ready(queued.popleft())
             keeper.after(number, state)
         keeper.finish(number, state)
     return state

@@ -103,6 +103,19 @@ def test_what_is_due_is_logged_before_a_stop(at):
     assert logged == [number for number in (3, 5) if number <= at]
 
 
+def test_the_host_is_few_steps_ahead_of_the_device(monkeypatch):
+    """Found by a stop that took two minutes: all steps up to the next line of the log were queued."""
+    waits, after = [], []
+    monkeypatch.setattr("jax.block_until_ready", waits.append)
+
+    class Counting(Keeper):
+        def after(self, number, state):
+            after.append((number, len(waits)))
+
+    train(Counting(Recorder(), steps=None, minutes=1e9), lambda *_: None, steps=6, log_every=100)
+    assert after == [(1, 0), (2, 0), (3, 1), (4, 2), (5, 3), (6, 4)]
+
+
 def test_a_training_that_fails_leaves_no_save_under_way(tmp_path, monkeypatch):
     """Or the next one in this process would find files that are still being written."""
     started = threading.Event()
