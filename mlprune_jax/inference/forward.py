@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.models.attention import attend
-from mlprune_jax.models.bert import add_into
+from mlprune_jax.models.bert import add_into, gelu_kind
 from mlprune_jax.models.names import Kind
 from pallas_kernels import BlockSparse, Implementation, block_sparse_matmul
 from pallas_kernels.block_sparse_matmul.epilogue import Activation, finish
@@ -121,7 +121,7 @@ def forward(
         context = attention(form, qkv, lengths, asking)
         update = _linear(form, context, layer.attention_output, plan.attention_output)
         x = _norm(form, add_into(x[:, :asking], update, shape.attention_output), layer.attention_norm)
-        inner = _linear(form, x, layer.ffn, plan.ffn, gelu_of(form.config))
+        inner = _linear(form, x, layer.ffn, plan.ffn, gelu_kind(form.config.hidden_act))
         update = _linear(form, inner, layer.ffn_output, plan.ffn_output)
         x = _norm(form, add_into(x, update, shape.ffn_output), layer.ffn_norm)
     if params.pooler is not None:
@@ -182,8 +182,3 @@ def _linear(
         return y.astype(out)
     product = jnp.matmul(operand, weight, preferred_element_type=jnp.float32)
     return finish(product, linear.bias, activation, None, out)
-
-
-def gelu_of(config: ModelConfig) -> Activation:
-    """The FFN's activation by ``hidden_act``, which names the tanh approximation in several ways."""
-    return "gelu" if config.hidden_act == "gelu" else "gelu_tanh"

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlprune_jax.config.geometry import ModelConfig
-from mlprune_jax.inference.forward import LayerParams, Linear, ModelParams, Norm, gelu_of, tokens_read
+from mlprune_jax.inference.forward import LayerParams, Linear, ModelParams, Norm, tokens_read
+from mlprune_jax.models.bert import gelu_kind
 from mlprune_jax.models.names import Kind
 
 OPSET = 20  # the first with Gelu
@@ -121,7 +122,7 @@ def _attention(graph: _Graph, x: str, qkv: Linear, padding: str, config: ModelCo
 
 
 def _feed(graph: _Graph, x: str, layer: LayerParams, config: ModelConfig) -> str:
-    approximate = "none" if gelu_of(config) == "gelu" else "tanh"
+    approximate = "none" if gelu_kind(config.hidden_act) == "gelu" else "tanh"
     return graph.node("Gelu", _linear(graph, x, layer.ffn), approximate=approximate)
 
 

@@ -120,9 +120,14 @@ class Dropout(nn.Module):
         return jnp.where(keep, x * jnp.asarray(256 / (256 - dropped), x.dtype), jnp.zeros((), x.dtype))
 
 
-def activation(name: str) -> Any:
-    """The FFN activation of HF's ``hidden_act`` name: erf GELU or its tanh approximation, computed in float32."""
-    kind: Activation = "gelu" if name == "gelu" else "gelu_tanh"
+def gelu_kind(hidden_act: str) -> Activation:
+    """HF's ``hidden_act``, which names the tanh approximation in several ways."""
+    return "gelu" if hidden_act == "gelu" else "gelu_tanh"
+
+
+def activation(hidden_act: str) -> Any:
+    """The FFN activation: erf GELU or its tanh approximation, computed in float32."""
+    kind = gelu_kind(hidden_act)
     return lambda x: activate(x.astype(jnp.float32), kind).astype(x.dtype)
 
 

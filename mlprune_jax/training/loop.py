@@ -43,8 +43,8 @@ def fit(
 ) -> TrainState:
     """Run ``step`` over ``batches``.
 
-    The device never waits: batches are made in threads, and the host is up to `AHEAD` steps ahead of it. No more, or a
-    signal, which Python looks at between two steps, would be heeded only when all that are queued are done.
+    So that the device need not wait, batches are made in threads, and the host goes up to `AHEAD` steps ahead of it. No
+    more: a signal, which Python looks at between two steps, would be heeded only when all that are queued are done.
 
     Args:
         step: from `make_train_step`.
@@ -75,7 +75,7 @@ def fit(
             meter.count(batch["input_ids"].shape, time.perf_counter() - called)
             if number % log_every == 0 or number == steps:  # before a stop: no step is taken again for its line
                 _report(number, metrics, meter, log, keeper, local)
-            queued.append(metrics["skipped"])
+            queued.append(metrics["skipped"])  # of the metrics any one: all come when the step is done
             if len(queued) > AHEAD:
                 jax.block_until_ready(queued.popleft())
             keeper.after(number, state)

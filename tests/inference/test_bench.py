@@ -1,7 +1,6 @@
 """The bench command, on a block-pruned model of 32 positions."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -62,16 +61,13 @@ def test_bench_takes_lengths_that_the_model_has(folder, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "bench.json").read_text()) == told
 
 
-@pytest.mark.parametrize("name", ["nowhere/bench.json", "/proc/bench.json"])
+@pytest.mark.parametrize("name", ["nowhere/bench.json", "file/bench.json"])
 def test_bench_sees_that_it_can_write_before_it_compiles(folder, tmp_path, monkeypatch, name):
     """Found by review: minutes of timing ended in a file that could not be."""
-    if not Path(name).is_absolute():
-        name = tmp_path / name
-    elif not Path("/proc").is_dir():
-        pytest.skip("no folder that nobody may write into")
+    (tmp_path / "file").touch()  # where nobody can write a file below
     monkeypatch.setattr(bench, "load", None)
     with pytest.raises(ConfigError, match=r"bench.json cannot be written: .*\n.*-o"):
-        bench.bench_to_file(folder, name, batches=[1], lengths=[8])
+        bench.bench_to_file(folder, tmp_path / name, batches=[1], lengths=[8])
 
 
 def test_a_calibration_needs_a_place_for_its_table(monkeypatch):
