@@ -9,8 +9,8 @@ import pytest
 import mlprune_jax
 from mlprune_jax.models.tasks import init_params
 from mlprune_jax.pruning.density import density
-from mlprune_jax.pruning.masks import count_kept
 from tests.documents import examples, execute
+from tests.masks import count_kept
 
 WHOLE_RUN, THRESHOLDS = examples("README.md")
 SOFT_SCORES, _ = examples("docs/own-loop.md")  # the other: tests/pipeline

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.bert import product
+from mlprune_jax.pruning.masks import with_masks
 from pallas_kernels import BLOCK_SIDES, BlockSparse, block_sparse_matmul, from_dense
 
 
@@ -29,21 +30,11 @@ def pack_params(params: Mapping[str, Any], masks: Mapping[str, Any]) -> dict[str
     Raises:
         ConfigError: a mask for which there is no parameter, or that is no tile mask of it.
     """
-    if unknown := masks.keys() - params.keys():
-        raise ConfigError(f"masks for unknown parameters {sorted(unknown)}; there are {sorted(params)}")
-
-    def packed(name: str) -> Any:
-        value, mask = params[name], masks.get(name)
-        if mask is None:
-            return value
-        return (
-            pack_params(value, mask) if isinstance(mask, Mapping) else _pack(name, np.asarray(value), np.asarray(mask))
-        )
-
-    return {name: packed(name) for name in params}
+    return with_masks(_pack, params, masks)
 
 
-def _pack(name: str, weight: np.ndarray, mask: np.ndarray) -> BlockSparse | np.ndarray:
+def _pack(name: str, weight: Any, mask: Any) -> BlockSparse | np.ndarray:
+    weight, mask = np.asarray(weight), np.asarray(mask)
     if weight.ndim != 2 or mask.ndim != 2 or any(s % m for s, m in zip(weight.shape, mask.shape, strict=True)):
         raise ConfigError(
             f"{name}: a mask of shape {mask.shape} is no tile mask of a parameter of shape {weight.shape}"

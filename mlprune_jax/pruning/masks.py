@@ -6,7 +6,7 @@ parameters alone, each leaf one entry per unit along the parameter's trailing ax
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import jax
@@ -177,27 +177,22 @@ def apply_masks(params: Params, masks: Masks | None) -> dict[str, Any]:
     Example:
         ``model.apply({"params": apply_masks(params, masks)}, input_ids, attention_mask, token_type_ids)``
     """
-    if masks is None:
-        return dict(params)
+    return with_masks(lambda _, weight, mask: apply_mask(weight, mask), params, masks or {})
+
+
+def with_masks(change: Callable[[str, Any, Any], Any], params: Params, masks: Masks) -> dict[str, Any]:
+    """Parameters with every masked one replaced by ``change(its name, it, its mask)``; those without are unchanged.
+
+    Raises:
+        ConfigError: a mask for which there is no parameter.
+    """
     if unknown := masks.keys() - params.keys():
         raise ConfigError(f"masks for unknown parameters {sorted(unknown)}; there are {sorted(params)}")
 
-    def masked(name: str) -> Any:
+    def changed(name: str) -> Any:
         value, mask = params[name], masks.get(name)
         if mask is None:
             return value
-        return apply_masks(value, mask) if isinstance(mask, Mapping) else apply_mask(value, mask)
+        return with_masks(change, value, mask) if isinstance(mask, Mapping) else change(name, value, mask)
 
-    return {name: masked(name) for name in params}
-
-
-def count_kept(groups: Groups, masks: Masks) -> dict[str, int]:
-    """Units kept in each group, read off the masks."""
-
-    def leaf(group: Group) -> Any:
-        node: Any = masks
-        for key in group.leaves[0]:
-            node = node[key]
-        return node
-
-    return {g.name: int(leaf(g).sum()) for g in groups}
+    return {name: changed(name) for name in params}

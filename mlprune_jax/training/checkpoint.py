@@ -35,27 +35,6 @@ def save_state(folder: Path, tree: Any) -> None:
     ocp.save(str(folder.resolve()), tree, overwrite=True)
 
 
-def load_state(folder: Path, like: Any) -> Any:
-    """Read a pytree back.
-
-    Args:
-        folder: written by `save_state`.
-        like: arrays or shapes of the wanted tree; the dtypes and shapes stored must be the same. Arrays come back laid
-            out as those of ``like`` are, whatever devices and processes wrote them; shapes, on the first device.
-
-    Raises:
-        IntegrityError: the folder is no such checkpoint, or it is damaged.
-    """
-    try:
-        return _load(folder, like)
-    except Exception as error:
-        # Orbax raises many unrelated classes for damage; the user needs one message.
-        raise IntegrityError(
-            f"{folder} does not hold the expected state: {_told(error)}",
-            hint="remove the stage's folder and resume: the stage is run again",
-        ) from error
-
-
 class Checkpoints:
     """The newest and the best checkpoints of one training: written in the background, verified before one is used.
 
@@ -123,7 +102,8 @@ class Checkpoints:
         """The newest state whose files are all as they were written; damaged ones are moved to ``quarantine``.
 
         Args:
-            like: a state of the same tree, shapes and dtypes, laid out as the restored one is to be.
+            like: a state of the same tree, shapes and dtypes. Arrays come back laid out as its own are, whatever
+                devices and processes wrote them; of a shape, on the first device.
 
         Returns:
             The state, or ``None`` where nothing was saved yet.
@@ -242,18 +222,14 @@ class Checkpoints:
         _log.warning("%s; moved to %s, the one before is tried", error.message, place)
 
 
-def _load(folder: Path, like: Any) -> Any:
+def _load_whole(folder: Path, like: Any) -> Any:
+    """Read a state whose files are as they were written: what fails then is no damage, and nothing is to be removed."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here), like
     )
-    return ocp.load(str(folder.resolve()), abstract)
-
-
-def _load_whole(folder: Path, like: Any) -> Any:
-    """Read a state whose files are as they were written: what fails then is no damage, and nothing is to be removed."""
     try:
-        return _load(folder, like)
+        return ocp.load(str(folder.resolve()), abstract)
     except Exception as error:
         raise MLPruneError(
             f"cannot read the checkpoint {folder}, though its files are whole: {_told(error)}",

@@ -34,7 +34,6 @@ from mlprune_jax.pruning.masks import (
     apply_masks,
     as_bool,
     compute_masks,
-    count_kept,
     init_scores,
     init_thresholds,
     magnitudes,
@@ -42,6 +41,7 @@ from mlprune_jax.pruning.masks import (
     spread,
 )
 from mlprune_jax.pruning.shrink import shrink
+from tests.masks import count_kept
 
 CONFIG = ModelConfig(
     vocab_size=40,
@@ -51,6 +51,7 @@ CONFIG = ModelConfig(
     intermediate_size=48,
     max_position_embeddings=16,
 )
+
 HEAD_ROW = find_groups(CONFIG, (HEAD, ROW))
 FULL = {g.name: g.size for g in HEAD_ROW}
 IDS = jnp.asarray(np.random.default_rng(0).integers(1, 40, (2, 9)), jnp.int32)

@@ -13,9 +13,10 @@ from mlprune_jax.models.tasks import TaskModel
 from mlprune_jax.pruning.binarize import binarize
 from mlprune_jax.pruning.density import BlockCost, HeadRowCost, density, encoder_size
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
-from mlprune_jax.pruning.masks import apply_masks, as_bool, compute_masks, count_kept, masks_keeping, spread
+from mlprune_jax.pruning.masks import apply_masks, as_bool, compute_masks, masks_keeping, spread
 from mlprune_jax.pruning.regularizer import adaptive_strength, density_penalty
 from mlprune_jax.pruning.shrink import shrink
+from tests.masks import count_kept
 
 CONFIG = ModelConfig(
     vocab_size=120,
@@ -27,6 +28,7 @@ CONFIG = ModelConfig(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
+
 BLOCK = (16, 16)
 TOPK = ("scores", "threshold", "mask", "upstream", "score_grad", "threshold_grad")
 TORCH_MATRIX = {

@@ -16,14 +16,17 @@ FOUR_DEVICES = """if True:
     import json, sys
     from pathlib import Path
     import jax, numpy as np
-    from mlprune_jax.training.checkpoint import load_state, save_state
+    from mlprune_jax.training.checkpoint import Checkpoints
     from mlprune_jax.training.mesh import Layout
     folder = Path(sys.argv[1])
     tree = {"big": np.arange(2.0 * 2**14, dtype=np.float32).reshape(2, -1), "small": np.ones(4, np.float32)}
     layout = Layout(fsdp=2)
     placed = layout.place(tree)
-    save_state(folder / "split", placed)
-    whole = load_state(folder / "whole", layout.place({"w": np.zeros((2, 2**14), np.float32)}))
+    split = Checkpoints(folder / "split", identity={}, keep=1)
+    split.save(1, placed)
+    split.wait()
+    like = layout.place({"w": np.zeros((2, 2**14), np.float32)})
+    whole = Checkpoints(folder / "whole", identity={}, keep=1).restore(like)
     turned = Layout(devices=jax.devices()[::-1])
     batch = turned.batch({"input_ids": np.arange(8).reshape(8, 1)})
     parts = lambda leaf: [shard.data.shape for shard in leaf.addressable_shards]
@@ -54,9 +57,11 @@ def test_fsdp_must_divide_the_devices():
 
 def test_on_four_devices_and_back(tmp_path):
     """Parameters are split over ``fsdp``, rows over all; a checkpoint of four devices is read on one, and back."""
-    from mlprune_jax.training.checkpoint import load_state, save_state
+    from mlprune_jax.training.checkpoint import Checkpoints
 
-    save_state(tmp_path / "whole", {"w": np.ones((2, 2**14), np.float32)})
+    written = Checkpoints(tmp_path / "whole", identity={}, keep=1)
+    written.save(1, {"w": jax.device_put(np.ones((2, 2**14), np.float32))})
+    written.wait()
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", FOUR_DEVICES, str(tmp_path)],
@@ -75,5 +80,5 @@ def test_on_four_devices_and_back(tmp_path):
     assert told["sum"] == 2.0 * 2**14
     assert told["rows"] == [[[0], [1]], [[2], [3]], [[4], [5]], [[6], [7]]]
     like = {"big": jax.ShapeDtypeStruct((2, 2**14), np.float32), "small": jax.ShapeDtypeStruct((4,), np.float32)}
-    whole = load_state(tmp_path / "split", like)
+    whole = Checkpoints(tmp_path / "split", identity={}, keep=1).restore(like)
     np.testing.assert_array_equal(whole["big"], np.arange(2.0 * 2**14, dtype=np.float32).reshape(2, -1))
