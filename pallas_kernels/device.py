@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform as machine_platform
 import re
@@ -44,7 +45,12 @@ def hardware_name() -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use: a scheduler often leaves it fewer than the machine has."""
+    """Cores that this process may use: a scheduler often leaves it fewer than the machine has.
+
+    As XLA counts its threads: by ``NPROC`` where the environment has it, since nothing else tells of a container's limit.
+    """
+    with contextlib.suppress(KeyError, ValueError):
+        return max(1, int(os.environ["NPROC"]))
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

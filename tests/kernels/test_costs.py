@@ -444,3 +444,13 @@ def test_calibration_leaves_out_the_hopeless_and_keeps_its_time(tmp_path, monkey
     table = calibration.calibrate(tmp_path / "a.json", densities=[0.25, 0.5], **facts)
     assert [(each.density, each.tokens) for each in table.entries] == [(0.25, 4), (0.25, 8)]
     assert len(calibration.calibrate(tmp_path / "b.json", seconds_limit=0.0, **facts).entries) == 1
+
+
+def test_cores_are_counted_as_xla_counts_its_threads(monkeypatch):
+    monkeypatch.delenv("NPROC", raising=False)
+    visible = device.cores()
+    monkeypatch.setenv("NPROC", str(visible + 3))
+    assert device.cores() == visible + 3
+    for told, counted in ("0", 1), ("", visible), ("many", visible):
+        monkeypatch.setenv("NPROC", told)
+        assert device.cores() == counted
