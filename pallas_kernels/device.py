@@ -47,7 +47,7 @@ def hardware_name() -> str:
 def cores() -> int:
     """Cores that this process may use: a scheduler often leaves it fewer than the machine has.
 
-    As XLA counts its threads: by ``NPROC`` where the environment has it, since nothing else tells of a container's limit.
+    As XLA counts its threads: by ``NPROC`` where it is set, for nothing else tells of a container's limit.
     """
     with contextlib.suppress(KeyError, ValueError):
         return max(1, int(os.environ["NPROC"]))
