@@ -13,13 +13,21 @@ AnyPath = str | os.PathLike[str]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one piece; a kill may leave one that `is_temporary` beside it."""
+    """Replace a file in one piece; a kill may leave one that `is_temporary` beside it.
+
+    Raises:
+        OSError: it cannot be written; the file is named, as the system does not where the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def is_temporary(path: Path) -> bool:

@@ -30,8 +30,12 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     write_json(folder / MANIFEST, content | {"sha256": _digest_of(content)})
 
 
-def check_manifest(folder: Path) -> dict[str, Any]:
+def check_manifest(folder: Path, *, hint: str = "take the files of a copy") -> dict[str, Any]:
     """See that every file is what was written; files that came later are nobody's business.
+
+    Args:
+        folder: what `write_manifest` described.
+        hint: what to do where files are damaged.
 
     Returns:
         The manifest: its facts, and ``files``.
@@ -51,10 +55,7 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     damaged = [told for name, wanted in stored["files"].items() if (told := _compare(folder, name, wanted))]
     if damaged:
         more = f" and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
-        raise IntegrityError(
-            f"{folder} is damaged: {', '.join(damaged[:SHOWN])}{more}",
-            hint=f"take the files of a copy; if you changed them yourself, remove {MANIFEST}",
-        )
+        raise IntegrityError(f"{folder} is damaged: {', '.join(damaged[:SHOWN])}{more}", hint=hint)
     return stored
 
 

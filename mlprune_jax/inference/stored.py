@@ -35,10 +35,11 @@ def model_folder(path: AnyPath) -> Path:
     if (path / "run.json").is_file():
         if not (path / "summary.json").is_file():
             raise DataError(f"the run in {path} has not finished", hint=f"finish it with `mlprune resume {path}`")
+        again = f"take the files of a copy, or let `mlprune resume {path}` write them again"
         path = path / "final"
-        check_manifest(path)  # which a finished run always has
+        check_manifest(path, hint=again)  # which a finished run always has
     elif (path / MANIFEST).is_file():
-        check_manifest(path)
+        check_manifest(path, hint=f"take the files of a copy; if you changed them yourself, remove {MANIFEST}")
     return path
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from mlprune_jax.config.loading import dump_config
 from mlprune_jax.config.settings import RunConfig
@@ -82,10 +82,8 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"{self.root} is a file", hint="choose a new folder with -o")
         if self.root.exists() and not is_empty(self.root):
-            raise ConfigError(
-                f"{self.root} exists and is not empty",
-                hint=f"continue it with `mlprune resume {self.root}`, or choose another folder with -o",
-            )
+            goes_on = f"continue it with `mlprune resume {self.root}`, or " if self.resolved.exists() else ""
+            raise ConfigError(f"{self.root} exists and is not empty", hint=f"{goes_on}choose another folder with -o")
 
     def create(self, config: RunConfig, command: str) -> None:
         """Write what a run begins with, inside `locked`."""
@@ -105,10 +103,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out; the lock goes with the process, however that ends.
+        """Keep other runs out; the lock goes with the process, however that ends, where the file system has locks.
 
         Raises:
-            ConfigError: the folder cannot be made, or another process runs in it.
+            ConfigError: the folder cannot be made or locked, or another process runs in it.
         """
         lock = FileLock(self.root / LOCK, timeout=0)
         first_alone(lambda: self._acquire(lock))
@@ -125,8 +123,15 @@ class RunFolder:
         try:
             lock.acquire()
         except Timeout as error:
+            # Without the system's locks the file itself is one, and a process that is killed leaves it.
+            left = f"; if none runs there any more, remove {lock.lock_file}" if isinstance(lock, SoftFileLock) else ""
             raise ConfigError(
-                f"another process runs in {self.root}", hint="wait for it, stop it, or choose another folder with -o"
+                f"another process runs in {self.root}",
+                hint=f"wait for it, stop it, or choose another folder with -o{left}",
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"cannot lock {self.root}: {error}", hint="choose a folder of another file system with -o"
             ) from error
 
     def clear(self) -> None:
@@ -189,7 +194,7 @@ class RunFolder:
 
     def _check_finished(self, path: Path) -> None:
         if (path / REPORT).is_file() and (path / MANIFEST).is_file():
-            check_manifest(path)
+            check_manifest(path, hint=f"take the files of a copy, or remove {path} to run the stage again")
         else:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -123,7 +124,8 @@ def _finish(checked: _Run) -> dict[str, Any]:
     try:
         summary = checked.finish()
     except BaseException as error:
-        checked.folder.describe(state="stopped", reason=f"{type(error).__name__}: {error}"[:300])
+        with contextlib.suppress(OSError):  # a full disk, say, which is then what ``error`` tells
+            checked.folder.describe(state="stopped", reason=f"{type(error).__name__}: {error}"[:300])
         raise
     checked.folder.describe(state="finished")
     return summary

@@ -31,8 +31,15 @@ QUARANTINE = "quarantine"
 
 
 def save_state(folder: Path, tree: Any) -> None:
-    """Write a pytree of arrays to ``folder``; the folder appears only once it is complete."""
-    ocp.save(str(folder.resolve()), tree, overwrite=True)
+    """Write a pytree of arrays to ``folder``; the folder appears only once it is complete.
+
+    Raises:
+        MLPruneError: it cannot be written.
+    """
+    try:
+        ocp.save(str(folder.resolve()), tree, overwrite=True)
+    except Exception as error:
+        raise _unwritten(folder, error) from error
 
 
 class Checkpoints:
@@ -243,7 +250,7 @@ def _told(error: Exception) -> str:
 
 def _unwritten(folder: Path, error: Exception) -> MLPruneError:
     return MLPruneError(
-        f"cannot write the checkpoint {folder}: {_told(error)}",
+        f"cannot write {folder}: {_told(error)}",
         hint="see that the disk has space and can be written, then `mlprune resume`; earlier checkpoints are whole",
     )
 

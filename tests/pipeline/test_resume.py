@@ -22,7 +22,6 @@ from mlprune_jax.inference.service import load
 from mlprune_jax.manifest import MANIFEST
 from mlprune_jax.models.pretrained import save_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
-from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pipeline.verification import verify_folder
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.metrics import evaluate
@@ -338,16 +337,6 @@ def test_what_a_teacher_answered_outlives_a_kill(tiny, tmp_path, monkeypatch, ca
     model = "final/model.safetensors"
     assert (run / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
     assert not (run / "checkpoints").exists()
-
-
-def test_a_run_killed_before_it_began_can_be_started_again(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    with folder.locked():
-        (tmp_path / "run" / ".config.resolved.yaml.tmp").touch()  # as a kill within `write_text` leaves it
-    folder.check_unused()
-    (tmp_path / "run" / "notes.txt").touch()
-    with pytest.raises(ConfigError, match="is not empty"):
-        folder.check_unused()
 
 
 def test_one_process_per_folder(stopped):

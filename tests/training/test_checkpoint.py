@@ -181,7 +181,7 @@ def test_a_full_disk_stops_the_run_and_spares_what_is_there(copied, monkeypatch)
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(MLPruneError, match="cannot write the checkpoint"):
+    with pytest.raises(MLPruneError, match="cannot write "):
         checkpoints(tmp_path / "file" / "below").save(1, state(1))
 
 
