@@ -183,7 +183,7 @@ class HeadRowStage(PruneStage):
 
     Attributes:
         multiple_of: without blocks to follow, round what each layer keeps up to a multiple of it, within the density:
-            64 made products of BERT-base faster (docs/speed.md).
+            64 made products of BERT-base faster (docs/speed/cpu.md).
     """
 
     multiple_of: Count = 1

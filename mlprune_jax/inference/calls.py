@@ -25,7 +25,7 @@ to 4096 tokens, 512 were the fastest or within 6 % of it; a batch of 32 x 128 at
 
 AHEAD = 2
 """Batches that are begun on an accelerator while one is waited for. There the host takes longer to start a pruned
-model's call and to move its arrays than the kernels take (docs/speed.md, "Where a call's time goes")."""
+model's call and to move its arrays than the kernels take (docs/speed/gpu.md, "Where a call's time goes")."""
 
 
 def plan_calls(

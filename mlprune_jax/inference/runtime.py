@@ -181,7 +181,7 @@ def _has_fused_attention(config: ModelConfig, dtype: str) -> bool:
 
 
 def _activations(dtype: str) -> str:
-    """Of what layers hand on: bfloat16 on GPUs, where it saves 9 to 20 % of the kernels' time (docs/speed.md).
+    """Of what layers hand on: bfloat16 on GPUs, where it saves 9 to 20 % of the kernels' time (docs/speed/gpu.md).
 
     A CPU fuses otherwise, and float16 would leave the sums along the layers no range.
     """

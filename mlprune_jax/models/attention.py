@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 FUSED_TOKENS = 256
-"""Tokens up to which a CPU is faster with all examples at once (docs/speed.md, jax 0.10.2): XLA seems to fuse."""
+"""Tokens up to which a CPU is faster with all examples at once (docs/speed/training.md, jax 0.10.2): XLA seems to
+fuse."""
 
 LARGEST_SCORES = 2**25
 """Bytes of longer examples' scores that a CPU computes at once. What is larger glibc's malloc maps anew for each use,
-and no cache holds it: one example after the other is 1.0 to 4.1 times as fast (docs/speed.md)."""
+and no cache holds it: one example after the other is 1.0 to 4.1 times as fast (docs/speed/training.md)."""
 
 
 def attend(
