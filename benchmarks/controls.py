@@ -85,15 +85,21 @@ def main():
     parser.add_argument("--only", default=",".join(WAYS))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    ways = args.only.split(",")
+    if unknown := set(ways) - WAYS.keys():
+        parser.error(f"--only: no way {', '.join(sorted(unknown))}; there are {', '.join(WAYS)}")
     plain = load_config(RunConfig, args.config)
-    stage = "heads_rows" if plain.prune.heads_rows.enabled else "blocks"
+    stages = [name for name in ("heads_rows", "blocks") if getattr(plain.prune, name).enabled]
+    if len(stages) != 1 or not plain.dense.enabled:
+        parser.error(f"{args.config}: ways are compared of a dense stage and one pruning stage")
+    stage = stages[0]
     strength = {"max_strength": getattr(plain.prune, stage).max_strength}  # of all ways that name none
     result = describe() | {"config": args.config.name, "stage": stage, "seeds": {}}
     for seed in map(int, args.seeds.split(",")):
         common, dense = [f"model={args.model}", f"data={args.data}", f"seed={seed}"], args.folder / f"dense_seed{seed}"
         alone = dense_alone(load_config(RunConfig, args.config, common))
         found = result["seeds"][seed] = {"dense": row(finish(dense, alone), density=False)}
-        for way in args.only.split(","):
+        for way in ways:
             named = strength | WAYS[way]
             settings = [f"prune.{stage}.{key}={json.dumps(value)}" for key, value in named.items()]
             config = after_dense(load_config(RunConfig, args.config, common + settings), dense)
