@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 
@@ -53,6 +54,11 @@ def test_config_commands_import_no_heavy_library():
 @pytest.mark.parametrize("package", ["mlprune_jax", "mlprune_jax.config.loading", "mlprune_jax.config.settings"])
 def test_importing_the_library_loads_no_heavy_library(package):
     assert loaded_after(f"import {package}").isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("package", ["mlprune_jax", "pallas_kernels"])
+def test_type_checkers_may_read_the_package(package):
+    assert (files(package) / "py.typed").is_file()
 
 
 def test_importing_the_kernels_needs_no_gpu_library():

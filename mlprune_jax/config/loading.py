@@ -95,7 +95,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     # os.path answers False where pathlib raises: no permission, a name too long, a NUL inside.
     if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder, not a config file", hint="name the YAML file inside it")
-    if not os.path.isfile(path):
+    if not os.path.exists(path):  # a pipe is as good as a file
         raise ConfigError(f"there is no config file {path}", hint=_nearby_files(path))
     try:
         with path.open("rb") as file:

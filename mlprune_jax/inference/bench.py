@@ -117,7 +117,8 @@ def calibrate_device() -> Path:
     """Measure this device's products and store them where the dispatcher looks for them."""
     try:
         path = user_table_path(hardware_name())
-    except RuntimeError as error:  # there is no home
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, OSError) as error:  # there is no home, or none that may be written to
         raise ConfigError(f"this device's table has no place: {error}", hint="set XDG_CACHE_HOME") from error
     try:
         calibrate(path, details={"command": "mlprune bench --calibrate"}, report=_log.info)

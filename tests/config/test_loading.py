@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -64,6 +65,15 @@ def test_file_then_overrides_the_later_wins(load):
         "model: tiny\nlearning_rate: 3e-5\nprune: {density: 0.3}", "steps=7", "prune.blocks.density=0.1", "steps=8"
     )
     assert run == Run(model="tiny", steps=8, prune=Prune(density=0.3, blocks=Blocks(density=0.1)))
+
+
+def test_a_pipe_is_as_good_as_a_file():
+    """As a shell's ``--config <(...)`` gives it."""
+    reading, writing = os.pipe()
+    os.write(writing, b"max_length: 48\n")
+    os.close(writing)
+    assert load_config(RunConfig, Path(f"/dev/fd/{reading}"), ["model=m", "task=t", "data=d"]).max_length == 48
+    os.close(reading)
 
 
 def test_a_path_may_be_text_in_ones_home(tmp_path, monkeypatch):

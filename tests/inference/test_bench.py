@@ -70,8 +70,12 @@ def test_bench_sees_that_it_can_write_before_it_compiles(folder, tmp_path, monke
         bench.bench_to_file(folder, tmp_path / name, batches=[1], lengths=[8])
 
 
-def test_a_calibration_needs_a_place_for_its_table(monkeypatch):
+def test_a_calibration_needs_a_place_for_its_table(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is where there is no home
     with pytest.raises(ConfigError, match=r"no place.*\n.*XDG_CACHE_HOME"):
+        bench.calibrate_device()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"no place.*file.*\n.*XDG_CACHE_HOME"):
         bench.calibrate_device()
