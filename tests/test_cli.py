@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from importlib.metadata import version
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -103,6 +104,15 @@ def test_dry_run_plans_only(invoke, pipeline):
     told = invoke("prune", "--config", "c.yaml", "-o", "out", "--dry-run", "--json")
     assert [name for name, *_ in pipeline.made] == ["plan"]
     assert json.loads(told.stdout) == {"workdir": "out", "density": 0.2, "loss": None}
+
+
+@pytest.mark.parametrize("command", [["prune", "--config", "c.yaml", "-o", "out"], ["resume", "out"]])
+def test_where_the_run_is_is_told(invoke, pipeline, command):
+    assert json.loads(invoke(*command, "--json").stdout)["workdir"] == "out"
+
+
+def test_the_version_is_told(invoke):
+    assert invoke("--version").stdout.strip() == version("mlprune_jax")
 
 
 def test_demo_runs_the_packaged_recipe(invoke, pipeline):
@@ -214,7 +224,7 @@ def test_wrong_input_never_reaches_the_pipeline(invoke, pipeline, args, message)
 )
 def test_a_used_folder_is_refused(invoke, tmp_path, output, hint):
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "run.json").touch()
+    (tmp_path / "full" / "config.resolved.yaml").touch()
     told = invoke("prune", "--config", "c.yaml", "-o", output)
     assert told.exit_code == 2
     assert f"hint: {hint}" in told.stderr

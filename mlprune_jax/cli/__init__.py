@@ -5,6 +5,8 @@ Only typer is imported here, so that ``mlprune --help`` answers at once; each co
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from mlprune_jax.cli import configs, models, runs, sweeps
@@ -25,6 +27,23 @@ for command in (configs.check, configs.show, configs.schema):
     config_app.command()(command)
 config_app.command("list")(configs.list_recipes)
 app.add_typer(config_app, name="config")
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("mlprune_jax"))
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

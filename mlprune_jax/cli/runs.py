@@ -118,7 +118,7 @@ def resume(
         from mlprune_jax import pipeline
 
         _join(Engine(coordinator, processes, process))
-        return _reported(pipeline.resume(workdir, quiet=quiet))
+        return _reported(workdir, pipeline.resume(workdir, quiet=quiet))
 
     perform(work, Switches(as_json, quiet, offline, debug))
 
@@ -137,14 +137,14 @@ def _start(
 ) -> dict[str, Any] | None:
     from mlprune_jax import pipeline
 
+    workdir = output or _next_free(usual)
     if dry_run:
-        workdir = output or _next_free(usual)
-        return {"workdir": str(workdir), **pipeline.plan(config, workdir)}
+        return _reported(workdir, pipeline.plan(config, workdir))
     alone = _join(engine)
     if output is None and not alone:
         raise ConfigError("a run of several processes needs a folder that all of them see", hint="name it with -o")
     command = shlex.join(["mlprune", *sys.argv[1:]])
-    return _reported(pipeline.run(config, output or _next_free(usual), command=command, quiet=quiet))
+    return _reported(workdir, pipeline.run(config, workdir, command=command, quiet=quiet))
 
 
 def _join(engine: Engine) -> bool:
@@ -155,8 +155,8 @@ def _join(engine: Engine) -> bool:
     return not several()
 
 
-def _reported(summary: dict[str, Any]) -> dict[str, Any] | None:
+def _reported(workdir: Path, found: dict[str, Any]) -> dict[str, Any] | None:
     """What this process prints: of several, the first alone."""
     from mlprune_jax.training.processes import is_first
 
-    return summary if is_first() else None
+    return {"workdir": str(workdir), **found} if is_first() else None

@@ -281,7 +281,7 @@ class TaskSettings(Frozen):
     @model_validator(mode="after")
     def _columns_named(self) -> TaskSettings:
         if self.task == "custom" and not (self.text_columns and self.label_column):
-            raise ValueError("task custom needs text_columns (one or two) and label_column")
+            raise ValueError("task custom needs text_columns (one or two) and label_column: text_columns=[text]")
         of_custom = ("text_columns", "label_column", "labels", "regression")
         given = [name for name in of_custom if getattr(self, name)]
         if self.task != "custom" and given:

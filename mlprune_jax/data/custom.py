@@ -110,7 +110,7 @@ def _infer_labels(train: Table | None, column: str) -> list[str]:
             raise DataError(
                 f"{train.path}, line {line}: label {label!r} is "
                 + ("padded with blanks" if label.strip() else "blank"),
-                hint="mend it, or name all labels, this one among them",
+                hint="mend it, or list all class names in labels, this one included",
             )
     labels = sorted(set(train.columns[column]))
     if len(labels) < 2:
@@ -120,5 +120,11 @@ def _infer_labels(train: Table | None, column: str) -> list[str]:
             f"{train.path}: column {column!r} holds a different label in each of its {len(train)} rows",
             hint="name another column, or set the kind to 'regression'",
         )
-    whole = all(re.fullmatch(r"[+-]?\d{1,18}", label) for label in labels)
-    return sorted(labels, key=int) if whole else labels
+    if all(re.fullmatch(r"[+-]?\d{1,18}", label) for label in labels):
+        return sorted(labels, key=int)
+    if all(re.fullmatch(r"[+-]?\d*\.?\d+", label) for label in labels):
+        raise DataError(
+            f"{train.path}: column {column!r} holds numbers with fractions: {', '.join(labels)[:100]}",
+            hint="set regression (the kind 'regression' in Python), or name all classes in labels",
+        )
+    return labels

@@ -177,7 +177,7 @@ def _labels(cells: Sequence[str], table: Table, task: Task) -> np.ndarray:
             raise DataError(
                 f"{table.path}, line {table.lines[row]}: column {task.label_column!r} holds {cells[row]!r}, "
                 f"wanted {wanted} (task {task.name!r})",
-                hint="repair the label, or choose the task this file belongs to",
+                hint="repair the label, or choose the task this file belongs to; a custom task may name it in `labels`",
             )
     return np.array(values, np.float32 if regression else np.int32)
 

@@ -29,6 +29,7 @@ from mlprune_jax.files import is_temporary, read_json, write_json, write_text
 from mlprune_jax.manifest import MANIFEST, check_manifest, write_manifest
 from mlprune_jax.report.json_text import finite
 from mlprune_jax.training.processes import agree, first_alone, is_first
+from pallas_kernels.device import hardware_name
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class RunFolder:
             command=command,
             seed=config.seed,
             versions={"python": platform.python_version()} | {name: _version(name) for name in names},
-            device=jax.devices()[0].device_kind,
+            device=hardware_name(),
             devices=jax.device_count(),
             processes=jax.process_count(),
             platform=platform.platform(),

@@ -126,6 +126,8 @@ def _finish(checked: _Run) -> dict[str, Any]:
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk, say, which is then what ``error`` tells
             checked.folder.describe(state="stopped", reason=f"{type(error).__name__}: {error}"[:300])
+        if isinstance(error, Preempted):
+            error.hint = f"go on with `mlprune resume {checked.folder.root}`"
         raise
     checked.folder.describe(state="finished")
     return summary

@@ -22,6 +22,7 @@ from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError
 from mlprune_jax.files import read_json
 from mlprune_jax.manifest import MANIFEST, check_manifest, write_manifest
 from mlprune_jax.training.processes import agree, first_alone, is_first
+from pallas_kernels.device import hardware_name
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Checkpoints:
         metric = None if metric is None or math.isnan(metric) else metric
         saving = self.folder / f"{step:08d}{SAVING}"
         facts = {"identity": self._identity, "step": step, "leaves": _leaves(tree)}
-        facts |= {"devices": jax.device_count(), "processes": jax.process_count()}
+        facts["engine"] = _engine()
         try:
             saving.mkdir(parents=True, exist_ok=True)
             writing = ocp.save_async(str((saving / STATE).resolve()), tree, overwrite=True)
@@ -186,15 +187,9 @@ class Checkpoints:
                 f"{folder} does not fit: {odd[0]} is {found.get(odd[0])} there and {wanted.get(odd[0])} here",
                 hint="resume with the version of mlprune_jax that wrote it",
             )
-        engine = {"devices": jax.device_count(), "processes": jax.process_count()}
-        if any(facts[name] != count for name, count in engine.items()):
-            _log.warning(
-                "%s was saved by %d devices in %d processes; on %d in %d the last bits may come out otherwise",
-                folder,
-                facts["devices"],
-                facts["processes"],
-                *engine.values(),
-            )
+        now = _engine()
+        if (before := facts.get("engine", now)) != now:
+            _log.warning("%s was saved by %s; by %s the last bits may come out otherwise", folder, before, now)
 
     def _commit(self, written: Callable[[], Any], saving: Path, facts: dict[str, Any]) -> None:
         try:
@@ -253,6 +248,12 @@ def _unwritten(folder: Path, error: Exception) -> MLPruneError:
         f"cannot write {folder}: {_told(error)}",
         hint="see that the disk has space and can be written, then `mlprune resume`; earlier checkpoints are whole",
     )
+
+
+def _engine() -> str:
+    """What the last bits of a sum depend on; to jax a CPU is one device, whatever its cores."""
+    devices, processes = jax.device_count(), jax.process_count()
+    return f"{devices} x {hardware_name()} in {processes} process{'es' if processes > 1 else ''}"
 
 
 def _leaves(tree: Any) -> dict[str, str]:

@@ -67,6 +67,14 @@ def test_given_labels_keep_their_order_and_no_other_is_allowed(tmp_path):
         load_custom({"dev": tmp_path / "x.tsv"}, ["text"], "label")
 
 
+def test_numbers_with_fractions_are_no_classes(tmp_path):
+    """Found by a newcomer, who had forgotten to set regression and was told to repair a label."""
+    write(tmp_path, train_tsv="label\ttext\n0.5\ta\n3\tb\n3\tc\n", dev_tsv="label\ttext\n3\ta\n")
+    with pytest.raises(DataError, match=r"holds numbers with fractions: 0.5, 3\n.*regression"):
+        load_custom(tmp_path, "text", "label")
+    assert load_custom(tmp_path, "text", "label", labels=("0.5", "3"))[0].labels == ("0.5", "3")
+
+
 def test_a_label_that_only_dev_has(tmp_path):
     write(tmp_path, train_tsv="text\tlabel\na\t0\nb\t1\nc\t1\n", dev_tsv="text\tlabel\na\t2\n")
     with pytest.raises(DataError, match=r"dev.tsv, line 2: .*holds '2', wanted one of 0, 1"):

@@ -15,6 +15,7 @@ from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError
 from mlprune_jax.files import write_json
 from mlprune_jax.manifest import MANIFEST
 from mlprune_jax.training.checkpoint import QUARANTINE, Checkpoints
+from pallas_kernels.device import cores, hardware_name
 
 IDENTITY = {"config": "a", "training data": "b"}
 
@@ -282,10 +283,20 @@ def test_a_checkpoint_of_other_devices_is_told(copied, caplog):
     path = copied / "00000009" / MANIFEST
     facts = json.loads(path.read_text())
     del facts["sha256"]
-    facts |= {"devices": 8, "processes": 2}
+    facts["engine"] = facts["engine"].replace("1 x", "8 x")
     write_json(path, facts | {"sha256": manifest._digest_of(facts)})
     same(checkpoints(copied).restore(state(0)), state(9))
-    assert "was saved by 8 devices in 2 processes; on 1 in 1" in caplog.text
+    here = f"{hardware_name()} in 1 process"
+    assert f"was saved by 8 x {here}; by 1 x {here} the last bits may come out otherwise" in caplog.text
+
+
+def test_a_checkpoint_of_other_cores_is_told(copied, caplog, monkeypatch):
+    """Found by a newcomer: to jax a CPU is one device, but the sums of two threads are not those of one."""
+    same(checkpoints(copied).restore(state(0)), state(9))
+    assert not caplog.messages
+    monkeypatch.setenv("NPROC", str(cores() + 1))
+    same(checkpoints(copied).restore(state(0)), state(9))
+    assert f"{cores()} cores in 1 process the last bits may come out otherwise" in caplog.text
 
 
 def test_a_metric_that_is_no_number_is_never_the_best(tmp_path):
