@@ -219,13 +219,16 @@ def check_reachable(cost: Cost, target: float) -> None:
     if not isfinite(target):
         raise ConfigError(f"a density must be a finite number, got {target}")
     if (least := smallest_density(cost)) > target:
-        what, smaller = "one unit per group", "units"
-        if isinstance(cost, HeadRowCost) and cost.block_shape is not None:
-            what = "one unit per group, rounded up to tiles of {}x{},".format(*cost.block_shape)
-            smaller = "tiles (blocks.shape, or heads_rows.multiple_of)"
+        if isinstance(cost, BlockCost):
+            what, way = "one block in each matrix", ", or use smaller blocks (blocks.shape)"
+        elif cost.block_shape is None:
+            what, way = "one head and one row in each layer", ""
+        else:
+            what = "one head and one row in each layer, rounded up to tiles of {}x{},".format(*cost.block_shape)
+            way = ", or use smaller tiles (blocks.shape, or heads_rows.multiple_of)"
         raise ConfigError(
             f"density {target:g} cannot be reached: {what} already keeps {least:.4f} of the encoder",
-            hint=f"raise the density, or use smaller {smaller}",
+            hint=f"raise the density{way}",
         )
 
 

@@ -64,8 +64,8 @@ def test_the_untouched_input_is_accepted(refused, tmp_path):
         ("dense.epochs=many", "dense.epochs: should be a valid number"),
         ("prune.density=0", "prune.density: should be greater than 0, got 0"),
         ("prune.density=1.5", "prune.density: should be less than or equal to 1, got 1.5"),
-        ("prune={density: 0.05, heads_rows: {enabled: false}, blocks: {shape: 8x8}}", "density 0.05 cannot be reached"),
-        ("prune={density: 0.02, heads_rows: {}, blocks: {enabled: false}}", "density 0.02 cannot be reached"),
+        ("prune={density: 0.05, heads_rows: {enabled: false}, blocks: {shape: 8x8}}", "cannot be reached: one block"),
+        ("prune={density: 0.02, heads_rows: {}, blocks: {enabled: false}}", "cannot be reached: one head"),
         (
             "prune={density: 0.2, heads_rows: {multiple_of: 64}, blocks: {enabled: false}}",
             "rounded up to tiles of 64x64, already keeps 1.0000",
