@@ -62,7 +62,7 @@ def read_values(text: str, option: str) -> list[Any]:
 def read_axes(
     file: Path | None, overrides: Sequence[str], densities: str | None, seeds: str | None, vary: Sequence[str]
 ) -> dict[str, list[Any]]:
-    """The varied settings of a command line; density and seed are always among them, the config's own if not given.
+    """The varied settings of a command line; density and seed are always varied, over the config's own if not given.
 
     Raises:
         ConfigError: a setting is given twice or wrong, or an option cannot be read.
@@ -73,7 +73,7 @@ def read_axes(
         place, equals, values = text.partition("=")
         if not (place.strip() and equals):
             raise ConfigError(f"cannot read --vary {text!r}", hint="write --vary place.of.key=value,value")
-        given.append((place.strip(), "--vary", values))
+        given.append((".".join(key.strip() for key in place.split(".")), "--vary", values))
     for place, option, text in given:
         if text is None:
             continue
@@ -81,7 +81,8 @@ def read_axes(
             raise ConfigError(f"{place} is varied twice", hint="name all of its values in one option")
         axes[place] = read_values(text, option)
     common = common_settings(file, overrides, axes)
-    return {DENSITY: [common.prune.density], SEED: [common.seed]} | axes
+    own = {DENSITY: [common.prune.density], SEED: [common.seed]}
+    return {place: values for place, values in own.items() if not any(_within(place, outer) for outer in axes)} | axes
 
 
 def common_settings(file: Path | None, overrides: Sequence[str], axes: Axes) -> RunConfig:
@@ -99,8 +100,15 @@ def expand(file: Path | None, overrides: Sequence[str], axes: Axes, runs_folder:
         runs_folder: where the runs' folders will lie.
 
     Raises:
-        ConfigError: a combination is no valid config, or two have the same name.
+        ConfigError: a place lies within another, a combination is no valid config, or two have the same name or the same
+            settings.
     """
+    for inner, outer in itertools.permutations(axes, 2):
+        if _within(inner, outer):
+            raise ConfigError(
+                f"{outer} and {inner} are both varied: the values of one would overwrite the other's",
+                hint=f"write the values of {inner} into those of {outer}, or vary what {outer} holds one by one",
+            )
     runs: dict[str, SweepRun] = {}
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
@@ -162,9 +170,17 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
     return config.model_copy(update=whole)
 
 
+def _within(place: str, outer: str) -> bool:
+    """Whether a setting lies in another: ``prune.density`` in ``prune``."""
+    return place.startswith(f"{outer}.")
+
+
 def _add(runs: dict[str, SweepRun], run: SweepRun) -> None:
     if runs.setdefault(run.name, run).config != run.config:
         raise ConfigError(f"two different runs would be named {run.name}", hint="write one of the values differently")
+    for other in runs.values():
+        if other.name != run.name and other.config == run.config:
+            raise ConfigError(f"{other.name} and {run.name} would be the same run", hint="name every value once")
 
 
 def _name(settings: Mapping[str, Any]) -> str:

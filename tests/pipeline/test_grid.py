@@ -83,6 +83,11 @@ def test_a_fresh_pretrained_model_cannot_be_named_so_nothing_is_shared(tiny):
         ({"prune.density": [0.5, 2]}, "prune.density: should be less than or equal to 1, got 2"),
         ({"seed": [0], "prune.nothing": [1]}, "prune.nothing: unknown key"),
         ({"seed": [0], "prune.heads_rows.teacher": ["a/b", "a-b"]}, "would be named"),
+        # Found by review: all were run at the last density, or twice, whatever their names said.
+        ({"prune.density": [0.5, 0.4], "prune": [{"density": 0.3}]}, "prune and prune.density are both"),
+        ({"distillation": [None, {}], "distillation.temperature": [2.0]}, "distillation and distillation.temp.* both"),
+        ({"seed": [0, 0.0]}, "dense_seed-0 and dense_seed-0.0 would be the same run"),
+        ({"prune.density": [1, 1.0], "dense.enabled": [False]}, "density-1.0_.* would be the same run"),
     ],
 )
 def test_what_cannot_run_is_refused_at_once(base, tmp_path, axes, message):
@@ -140,8 +145,12 @@ def test_axes_of_a_command_line(base):
         "seed": [0, 1],
         "prune.blocks.shape": ["8x8"],
     }
-    with pytest.raises(ConfigError, match="seed is varied twice"):
-        read_axes(base, [], None, "0", ["seed=1"])
+    assert list(read_axes(base, [], None, None, ["prune={density: 0.3},{density: 0.2}"])) == ["seed", "prune"]
+    for place in ("seed", " seed "):
+        with pytest.raises(ConfigError, match="seed is varied twice"):
+            read_axes(base, [], None, "0", [f"{place}=1"])
+    with pytest.raises(ConfigError, match=r"prune\.density is varied twice"):
+        read_axes(base, [], "0.5", None, ["prune. density=0.4"])
     with pytest.raises(ConfigError, match="cannot read --vary"):
         read_axes(base, [], None, None, ["seed"])
 
