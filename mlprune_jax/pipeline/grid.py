@@ -11,13 +11,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlprune_jax.config.loading import load_config
-from mlprune_jax.config.settings import BlockStage, HeadRowStage, Prune, RunConfig
+from mlprune_jax.config.settings import BlockStage, HeadRowStage, Prune, PruneStage, RunConfig
 from mlprune_jax.config.yaml_text import read_yaml
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.files import whole_path
@@ -100,8 +102,7 @@ def expand(file: Path | None, overrides: Sequence[str], axes: Axes, runs_folder:
         runs_folder: where the runs' folders will lie.
 
     Raises:
-        ConfigError: a place lies within another, a combination is no valid config, or two have the same name or the same
-            settings.
+        ConfigError: a place lies within another, a combination is no valid config, or two are one run or have one name.
     """
     for inner, outer in itertools.permutations(axes, 2):
         if _within(inner, outer):
@@ -111,17 +112,17 @@ def expand(file: Path | None, overrides: Sequence[str], axes: Axes, runs_folder:
             )
     runs: dict[str, SweepRun] = {}
     for values in itertools.product(*axes.values()):
-        settings = dict(zip(axes, values, strict=True))
-        varied = [f"{place}={json.dumps(value, ensure_ascii=False)}" for place, value in settings.items()]
-        config = load_config(RunConfig, file, [*overrides, *varied])
-        name, after = _name(settings), None
-        dense = dense_alone(config)
+        given = dict(zip(axes, values, strict=True))
+        varied = [f"{place}={json.dumps(value, ensure_ascii=False)}" for place, value in given.items()]
+        config = with_whole_paths(load_config(RunConfig, file, [*overrides, *varied]))
+        settings = {place: _as_read(value, attrgetter(place)(config)) for place, value in given.items()}
+        after, dense = None, dense_alone(config)
         if dense is not None:
-            of_dense = {place: v for place, v in settings.items() if place.partition(".")[0] not in NOT_OF_DENSE}
-            after = f"dense_{_name(of_dense)}"
-            _add(runs, SweepRun(after, of_dense, dense, None))
+            of_dense = [place for place in axes if place.partition(".")[0] not in NOT_OF_DENSE]
+            after = f"dense_{_name({place: given[place] for place in of_dense})}"
+            _add(runs, SweepRun(after, {place: settings[place] for place in of_dense}, dense, None))
             config = after_dense(config, runs_folder / after)
-        _add(runs, SweepRun(name, settings, config, after))
+        _add(runs, SweepRun(_name(given), settings, config, after))
     return sorted(runs.values(), key=lambda run: run.after is not None)
 
 
@@ -139,35 +140,44 @@ def dense_alone(config: RunConfig) -> RunConfig | None:
 
 def after_dense(config: RunConfig, dense: Path) -> RunConfig:
     """``config`` from the final model of its dense stage's run on; "pretrained" stays the model before that stage."""
-    pretrained = whole_path(config.model)
-    stages = {}
-    for name, stage in (("heads_rows", config.prune.heads_rows), ("blocks", config.prune.blocks)):
-        named = {use: pretrained for use in ("start_from", "teacher") if getattr(stage, use) == "pretrained"}
-        stages[name] = stage.model_copy(update=named)
-    dense = dense.resolve()
+    dense = Path(os.path.abspath(dense))
     return config.model_copy(
         update={
             "model": str(dense / "final"),
             "data": str(dense / "demo") if config.geometry is not None else config.data,
             "geometry": None,
             "dense": config.dense.model_copy(update={"enabled": False}),
-            "prune": config.prune.model_copy(update=stages),
+            "prune": _with_sources(config.prune, lambda source: config.model if source == "pretrained" else source),
         }
     )
 
 
 def with_whole_paths(config: RunConfig) -> RunConfig:
     """The same settings with whole paths, so that the run goes on, and its model is evaluated, from any folder."""
-    stages = {}
-    for name, stage in (("heads_rows", config.prune.heads_rows), ("blocks", config.prune.blocks)):
-        sources = {use: getattr(stage, use) for use in ("start_from", "teacher")}
-        folders = {use: whole_path(s) for use, s in sources.items() if s not in (None, "dense", "pretrained")}
-        stages[name] = stage.model_copy(update=folders)
-    whole = {"prune": config.prune.model_copy(update=stages)}
+    whole: dict[str, Any] = {
+        "prune": _with_sources(config.prune, lambda s: s if s in ("dense", "pretrained") else whole_path(s))
+    }
     if config.model != "demo":
         data = config.data if config.data == "hub" else whole_path(config.data)  # whatever else is called so here
         whole |= {"model": whole_path(config.model), "data": data}
     return config.model_copy(update=whole)
+
+
+def _with_sources(prune: Prune, rename: Callable[[str], str]) -> Prune:
+    """``prune`` with the models that its stages name renamed."""
+
+    def renamed(stage: PruneStage) -> PruneStage:
+        named = {use: getattr(stage, use) for use in ("start_from", "teacher")}
+        return stage.model_copy(update={use: rename(source) for use, source in named.items() if source is not None})
+
+    return prune.model_copy(update={"heads_rows": renamed(prune.heads_rows), "blocks": renamed(prune.blocks)})
+
+
+def _as_read(given: Any, read: Any) -> Any:
+    """A setting as it was given, but text as it was read: with whole paths."""
+    if isinstance(given, Mapping):
+        return {key: _as_read(value, getattr(read, key)) for key, value in given.items()}
+    return read if isinstance(read, str) else given
 
 
 def _within(place: str, outer: str) -> bool:

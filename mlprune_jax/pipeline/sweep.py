@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preemp
 from mlprune_jax.files import AnyPath, home_path, read_json, write_json, write_text
 from mlprune_jax.pipeline.backends import BACKENDS, Job, Place
 from mlprune_jax.pipeline.folder import RunFolder, check_path, is_empty
-from mlprune_jax.pipeline.grid import Axes, SweepRun, common_settings, expand
+from mlprune_jax.pipeline.grid import Axes, SweepRun, common_settings, expand, with_whole_paths
 from mlprune_jax.pipeline.run import FREE_TO_CHANGE
 from mlprune_jax.training.interrupt import StopRequest
 
@@ -54,7 +55,7 @@ def sweep(
         MLPruneError: runs failed; the others are finished.
     """
     folder = home_path(folder)
-    base = common_settings(file, overrides, axes)
+    base = with_whole_paths(common_settings(file, overrides, axes))
     runs = expand(file, overrides, axes, folder / "runs")
     check_folder(folder)
     with RunFolder(folder).locked(), StopRequest() as stopping:
@@ -89,7 +90,8 @@ class _Book:
     """A sweep's folder: its runs, their states, and the files that say so."""
 
     def __init__(self, folder: Path, base: RunConfig, axes: Axes):
-        self.folder, self.file = folder, folder / "sweep.json"
+        self.folder = Path(os.path.abspath(folder))  # jobs may run in another folder
+        self.file = self.folder / "sweep.json"
         settings = base.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
         self.content: dict[str, Any] = {"base": settings, "grids": [], "runs": {}}
         if self.file.is_file():
@@ -141,7 +143,7 @@ class _Book:
             elif run.after is not None and self.runs[run.after]["state"] != "finished":
                 self.note(run.name, {"state": "failed", "reason": f"needs {run.after}, which failed"})
             else:
-                config, workdir = self._config(run.name).resolve(), self._workdir(run.name).resolve()
+                config, workdir = self._config(run.name), self._workdir(run.name)
                 jobs.append(Job(run.name, config, workdir, self.runs[run.name].get("job")))
         return jobs
 

@@ -34,7 +34,7 @@ class Pretended:
     """Stands in for the pipeline: records what it is asked for, and writes what a finished run leaves."""
 
     def __init__(self):
-        self.made = []
+        self.made, self.workdirs = [], []
         self.failures = {}
 
     def run(self, config, workdir, *, command, quiet):
@@ -45,6 +45,7 @@ class Pretended:
 
     def _end(self, how, workdir, config):
         self.made.append((how, workdir.name))
+        self.workdirs.append(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.resolved.yaml").write_text(dump_config(config))
         if workdir.name in self.failures:
@@ -79,7 +80,7 @@ def test_every_run_is_made_and_reported(base, pretended, tmp_path):
     lines = (tmp_path / "s" / "sweep.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == told["runs"]
     stored = load_config(RunConfig, tmp_path / "s" / "configs" / "density-0.5_seed-0.yaml")
-    assert stored.model == str((tmp_path / "s" / "runs" / "dense_seed-0" / "final").resolve())
+    assert stored.model == str(tmp_path / "s" / "runs" / "dense_seed-0" / "final")
 
 
 def test_a_folder_may_be_in_ones_home(base, pretended, tmp_path, monkeypatch):
@@ -110,6 +111,40 @@ def test_other_settings_are_refused_by_name(base, pretended, tmp_path):
     with pytest.raises(ConfigError, match=r"dense.epochs was 1.0 and is 2.0"):
         sweep(base, ["dense.epochs=2"], AXES, tmp_path / "s")
     sweep(base, ["log_every=7"], AXES, tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("given", "axes", "message"),
+    [
+        (["data=here"], {}, "data was '.*/x/here' and is '.*/y/here'"),
+        ([], {"data": ["here"]}, "another run named .*data-here, of {.*'data': '.*/x/here'}"),
+        ([], {"prune": [{"density": 0.4, "heads_rows": {"teacher": "here"}}]}, "another run .*'teacher': '.*/x/here'"),
+    ],
+)
+def test_a_path_means_what_it_meant_where_the_sweep_began(base, pretended, tmp_path, monkeypatch, given, axes, message):
+    """Found by review: the same command, called from another folder, mixed two data sets."""
+    for folder in ("x", "y"):
+        (tmp_path / folder / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "x")
+    sweep(base, given, {"seed": [0]} | axes, tmp_path / "s")
+    configs = [path.read_text() for path in (tmp_path / "s" / "configs").glob("seed-*")]
+    assert configs
+    assert all(str(tmp_path / "x" / "here") in config for config in configs)
+    monkeypatch.chdir(tmp_path / "y")
+    with pytest.raises(ConfigError, match=message):
+        sweep(base, given, {"seed": [0]} | axes, tmp_path / "s")
+    assert len(pretended.made) == 2
+
+
+def test_links_of_a_path_stay_as_they_are(base, pretended, tmp_path, monkeypatch):
+    """Found by review: what a link leads to may have another path on another node."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path)
+    sweep(base, [], AXES, "link/s")
+    stored = load_config(RunConfig, tmp_path / "real" / "s" / "configs" / f"{NAMES[1]}.yaml")
+    assert stored.model == str(tmp_path / "link" / "s" / "runs" / NAMES[0] / "final")
+    assert {workdir.parent for workdir in pretended.workdirs} == {tmp_path / "link" / "s" / "runs"}
 
 
 def test_a_sweep_over_what_the_config_lacks(base, pretended, tmp_path):
