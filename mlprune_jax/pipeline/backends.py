@@ -24,8 +24,9 @@ from mlprune_jax.pipeline.run import resume, run
 from mlprune_jax.training.interrupt import SIGNALS
 
 POLL_SECONDS = 5.0
-ALIVE = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "SUSPENDED", "PREEMPTED")
-"""States of SLURM jobs that are still to be waited for."""
+PATIENCE_SECONDS = 1200.0
+"""How long a job that an earlier sweep submitted is waited for while SLURM tells nothing of it: submitit asks ever more
+seldom, some ten times in this. To take such a job for dead at once would submit a run twice."""
 
 SLURM_DEFAULTS = {"name": "mlprune", "slurm_additional_parameters": {"requeue": True}}
 """Without its requeue flag, some clusters refuse to queue a job again."""
@@ -132,7 +133,7 @@ def on_slurm(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
     if cluster not in kinds:
         raise ConfigError(f"--resource cluster takes {' or '.join(kinds)}, got {cluster!r}")
     earlier = {job.name: kinds[cluster](place.logs, job.submitted) for job in jobs if job.submitted}
-    waiting = {name: job for name, job in earlier.items() if job.state in ALIVE}
+    waiting = {name: job for name, job in earlier.items() if not _has_ended(job)}
     new = [job for job in jobs if job.name not in waiting]
     try:
         executor = submitit.AutoExecutor(place.logs, cluster=cluster, slurm_max_num_timeout=1000)
@@ -147,11 +148,25 @@ def on_slurm(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
     waiting |= {job.name: handle for job, handle in zip(new, submitted, strict=True)}
     for name, handle in waiting.items():
         yield name, {"state": "running", "job": str(handle.job_id)}
+    patient_until = time.monotonic() + PATIENCE_SECONDS
     while waiting and not place.stopping():
-        for name in [name for name, handle in waiting.items() if handle.done()]:
-            yield name, _outcome(waiting.pop(name).result) | {"job": None}
+        for name, handle in list(waiting.items()):
+            if _has_ended(handle):
+                outcome = _outcome(handle.result)
+            elif name in earlier and handle.state == "UNKNOWN" and time.monotonic() > patient_until:
+                told = f"SLURM tells nothing of job {handle.job_id}, and it left no result"
+                outcome = {"state": "failed", "reason": f"{told}; see by `squeue` that it is gone"}
+            else:
+                continue
+            del waiting[name]
+            yield name, outcome | {"job": None}
         if waiting:
             time.sleep(POLL_SECONDS)
+
+
+def _has_ended(job: Any) -> bool:
+    """Whether a job left a result or is dead; submitit takes one that is suspended for dead."""
+    return job.done() and (job.state != "SUSPENDED" or job.paths.result_pickle.exists())
 
 
 def on_ray(jobs: Sequence[Job], place: Place) -> Iterator[Event]:

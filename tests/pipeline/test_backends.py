@@ -38,19 +38,32 @@ def place(tmp_path, stopping=bool, **resources):
     return Place(tmp_path / "jobs", resources, True, stopping)
 
 
+STATES = {"4": "SUSPENDED", "5": "UNKNOWN", "6": "READY", "7": "PENDING", "8": "CANCELLED by 0"}
+INCOMPLETE = ("READY", "PENDING", "RUNNING", "UNKNOWN", "REQUEUED", "COMPLETING", "PREEMPTED")  # submitit's own
+
+
 class SlurmJob:
-    """A job of the double: done at once, its state by its id."""
+    """A job of the double, its state by its id; asked again, it is done, but for one that SLURM does not know."""
 
     def __init__(self, folder, job_id, work=lambda: FINISHED):
-        self.job_id, self.state, self.result = job_id, {"7": "PENDING", "8": "UNKNOWN"}.get(job_id, "RUNNING"), work
+        self.job_id, self.state, self.work = job_id, STATES.get(job_id, "RUNNING"), work
+        self.paths = SimpleNamespace(result_pickle=folder / f"{job_id}_0_result.pkl")
+        self.asked = False
 
     def done(self):
-        return True
+        if self.asked and self.state != "UNKNOWN":
+            self.state = "COMPLETED"
+        self.asked = True
+        return self.paths.result_pickle.exists() or self.state not in INCOMPLETE
+
+    def result(self):
+        assert self.state == "COMPLETED"
+        return self.work()
 
 
 class Executor:
     def __init__(self, folder, *, cluster, slurm_max_num_timeout):
-        self.cluster, self.parameters = cluster, {}
+        self.folder, self.cluster, self.parameters = folder, cluster, {}
 
     def update_parameters(self, **parameters):
         if "nonsense" in parameters:
@@ -62,7 +75,7 @@ class Executor:
         if self.parameters.get("slurm_partition") == "mistyped":
             raise RuntimeError("sbatch: error: invalid partition specified: mistyped")
         SUBMITTED.append((self.parameters, [workdir.name for _, workdir, _ in rows]))
-        return [SlurmJob(None, f"9_{i}", lambda row=row: function(*row)) for i, row in enumerate(rows)]
+        return [SlurmJob(self.folder, f"9_{i}", lambda row=row: function(*row)) for i, row in enumerate(rows)]
 
 
 SUBMITTED = []
@@ -97,9 +110,28 @@ def test_slurm_submits_one_array_and_tells_how_its_jobs_ended(submitit, tmp_path
     ]
 
 
-def test_slurm_jobs_of_an_earlier_sweep_are_waited_for(submitit, tmp_path):
-    list(on_slurm(jobs(tmp_path, "alive", "gone", "new", alive="7", gone="8"), place(tmp_path)))
+@pytest.mark.parametrize("alive", "467")
+def test_slurm_jobs_of_an_earlier_sweep_are_waited_for(submitit, tmp_path, alive):
+    events = list(on_slurm(jobs(tmp_path, "alive", "gone", "new", alive=alive, gone="8"), place(tmp_path)))
     assert [names for _, names in SUBMITTED] == [["gone", "new"]]
+    assert ("alive", FINISHED | {"job": None}) in events
+
+
+def test_a_job_that_slurm_does_not_know_is_waited_for_but_not_for_ever(submitit, tmp_path, monkeypatch):
+    """Found by review: sacct lists a job late, or fails, and its run was submitted twice."""
+    monkeypatch.setattr(backends, "PATIENCE_SECONDS", 0.05)
+    events = list(on_slurm(jobs(tmp_path, "unknown", unknown="5"), place(tmp_path)))
+    assert SUBMITTED == []
+    assert events[0] == ("unknown", {"state": "running", "job": "5"})
+    assert "SLURM tells nothing of job 5" in events[-1][1]["reason"]
+    assert (events[-1][1]["state"], events[-1][1]["job"]) == ("failed", None)
+
+
+def test_a_job_that_left_a_result_is_over_whatever_slurm_says(submitit, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "5_0_result.pkl").touch()
+    list(on_slurm(jobs(tmp_path, "failed", failed="5"), place(tmp_path)))
+    assert [names for _, names in SUBMITTED] == [["failed"]]
 
 
 def test_asked_to_stop_the_sweep_leaves_slurm_jobs_running(submitit, tmp_path):
