@@ -48,13 +48,11 @@ def sweep(
         options = {"model": model, "task": task, "data": data, "offline": True if offline else None}
         given = as_overrides(options, overrides)
         axes = grid.read_axes(config, given, densities, seeds, vary or [])
+        where: dict[str, Any] = {"backend": backend, "resources": _resources(resources or [])}
         if dry_run:
-            sweeping.check_folder(output)
-            runs = grid.expand(config, given, axes, output / "runs")
+            runs = sweeping.plan(config, given, axes, output, **where).runs
             return {"folder": str(output), "runs": [{"run": run.name, "after": run.after} for run in runs]}
-        result = sweeping.sweep(
-            config, given, axes, output, backend=backend, resources=_resources(resources or []), quiet=quiet
-        )
+        result = sweeping.sweep(config, given, axes, output, quiet=quiet, **where)
         return result if as_json else result | {"runs": [_row(record) for record in result["runs"]]}
 
     perform(work, Switches(as_json, quiet, offline, debug))

@@ -12,7 +12,9 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -30,6 +32,10 @@ seldom, some ten times in this. To take such a job for dead at once would submit
 
 SLURM_DEFAULTS = {"name": "mlprune", "slurm_additional_parameters": {"requeue": True}}
 """Without its requeue flag, some clusters refuse to queue a job again."""
+
+CLUSTERS = ("slurm", "local")
+OF_SEVERAL_PROCESSES = ("nodes", "tasks_per_node", "ntasks", "ntasks_per_node", "ntasks-per-node")
+"""Under submitit's names and sbatch's."""
 
 Event = tuple[str, dict[str, Any]]
 
@@ -83,10 +89,14 @@ def perform(config: Path, workdir: Path, quiet: bool) -> dict[str, Any]:
     return {"state": "finished", "reason": None}
 
 
+def check_no_resources(resources: Mapping[str, Any]) -> None:
+    """Refuse what this process cannot give itself."""
+    if resources:
+        raise ConfigError("--resource is for schedulers", hint="leave it out, or choose --backend slurm or ray")
+
+
 def on_this_machine(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
     """One run after another in this process."""
-    if place.resources:
-        raise ConfigError("--resource is for schedulers", hint="leave it out, or choose --backend slurm or ray")
     for job in jobs:
         if place.stopping():
             return
@@ -124,27 +134,23 @@ class SlurmRun:
         return _imported("submitit").helpers.DelayedSubmission(self, *arguments)
 
 
+def check_slurm(resources: Mapping[str, Any]) -> None:
+    """Refuse resources that submitit does not know, or that are for several processes."""
+    with TemporaryDirectory() as scratch:
+        _executor(Path(scratch), resources)
+
+
 def on_slurm(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
     """A job array through submitit; jobs that an earlier sweep submitted and that are alive are waited for."""
     submitit = _imported("submitit")
-    resources = dict(place.resources)
-    cluster = resources.pop("cluster", "slurm")
-    kinds = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}
-    if cluster not in kinds:
-        raise ConfigError(f"--resource cluster takes {' or '.join(kinds)}, got {cluster!r}")
-    earlier = {job.name: kinds[cluster](place.logs, job.submitted) for job in jobs if job.submitted}
+    executor = _executor(place.logs, place.resources)
+    kind = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}[executor.cluster]
+    earlier = {job.name: kind(place.logs, job.submitted) for job in jobs if job.submitted}
     waiting = {name: job for name, job in earlier.items() if not _has_ended(job)}
     new = [job for job in jobs if job.name not in waiting]
-    try:
-        executor = submitit.AutoExecutor(place.logs, cluster=cluster, slurm_max_num_timeout=1000)
-        executor.update_parameters(**SLURM_DEFAULTS | resources)
-        columns = zip(*((job.config, job.workdir, place.quiet) for job in new), strict=True)
+    columns = zip(*((job.config, job.workdir, place.quiet) for job in new), strict=True)
+    with _refusals_told():
         submitted = executor.map_array(SlurmRun(), *columns) if new else []
-    except (RuntimeError, NameError, AssertionError, TypeError) as error:  # sbatch's refusal is a RuntimeError
-        raise ConfigError(
-            f"submitit: {error}",
-            hint="--resource takes submitit's names, such as timeout_min=60, and what the cluster has: slurm_partition",
-        ) from error
     waiting |= {job.name: handle for job, handle in zip(new, submitted, strict=True)}
     for name, handle in waiting.items():
         yield name, {"state": "running", "job": str(handle.job_id)}
@@ -164,6 +170,38 @@ def on_slurm(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
             time.sleep(POLL_SECONDS)
 
 
+def _executor(logs: Path, resources: Mapping[str, Any]) -> Any:
+    """What submits jobs of one process with these resources."""
+    submitit = _imported("submitit")
+    named = dict(resources)
+    cluster = named.pop("cluster", "slurm")
+    if cluster not in CLUSTERS:
+        raise ConfigError(f"--resource cluster takes {' or '.join(CLUSTERS)}, got {cluster!r}")
+    with _refusals_told():
+        executor = submitit.AutoExecutor(logs, cluster=cluster, slurm_max_num_timeout=1000)
+        executor.update_parameters(**SLURM_DEFAULTS | named)
+    found = executor.parameters | executor.parameters.get("additional_parameters", {})
+    for name in OF_SEVERAL_PROCESSES:
+        if found.get(name, 1) != 1:
+            raise ConfigError(
+                f"--resource: {name} is {found[name]}, and a job of a sweep is one process",
+                hint="leave it out; for a run of several processes see docs/schedulers.md",
+            )
+    return executor
+
+
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    """What submitit refuses, or sbatch by a RuntimeError of it, as a `ConfigError`."""
+    try:
+        yield
+    except (RuntimeError, NameError, AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"submitit: {error}",
+            hint="--resource takes submitit's names, such as timeout_min=60, and what the cluster has: slurm_partition",
+        ) from error
+
+
 def _has_ended(job: Any) -> bool:
     """Whether a job left a result or is dead; submitit takes one that is suspended for dead."""
     return job.done() and (job.state != "SUSPENDED" or job.paths.result_pickle.exists())
@@ -171,18 +209,12 @@ def _has_ended(job: Any) -> bool:
 
 def on_ray(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
     """Tasks of Ray; asked to stop, those that run save their state first. Ray starts a task anew whose worker died."""
-    ray = _imported("ray")
+    ray, task = _imported("ray"), _task(place.resources)
     if not ray.is_initialized():
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
         ray.init(log_to_driver=not place.quiet)
         for number, handler in handlers.items():  # Ray's own would end this process at once
             signal.signal(number, handler)
-    try:
-        task = ray.remote(_perform_elsewhere).options(**place.resources)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"ray: {error}", hint="--resource takes the options of a Ray task, such as num_gpus=1"
-        ) from error
     waiting = {task.remote(job.config, job.workdir, place.quiet): job.name for job in jobs}
     for name in waiting.values():
         yield name, {"state": "running"}
@@ -199,7 +231,33 @@ def on_ray(jobs: Sequence[Job], place: Place) -> Iterator[Event]:
             yield waiting.pop(reference), outcome
 
 
-BACKENDS = {"local": on_this_machine, "slurm": on_slurm, "ray": on_ray}
+def _task(resources: Mapping[str, Any]) -> Any:
+    """What Ray performs a run with."""
+    try:
+        return _imported("ray").remote(_perform_elsewhere).options(**resources)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"ray: {error}", hint="--resource takes the options of a Ray task, such as num_gpus=1"
+        ) from error
+
+
+class Backend(NamedTuple):
+    """Somewhere to perform runs.
+
+    Attributes:
+        check: refuses resources that it cannot give, or itself where its package is missing; nothing is written.
+        perform: performs jobs.
+    """
+
+    check: Callable[[Mapping[str, Any]], object]
+    perform: Callable[[Sequence[Job], Place], Iterator[Event]]
+
+
+BACKENDS = {
+    "local": Backend(check_no_resources, on_this_machine),
+    "slurm": Backend(check_slurm, on_slurm),
+    "ray": Backend(_task, on_ray),
+}
 
 
 def _outcome(result: Callable[[], dict[str, Any]]) -> dict[str, Any]:

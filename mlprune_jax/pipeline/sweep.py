@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlprune_jax.config.loading import dump_config
 from mlprune_jax.config.settings import RunConfig
@@ -24,6 +24,43 @@ from mlprune_jax.pipeline.run import FREE_TO_CHANGE
 from mlprune_jax.training.interrupt import StopRequest
 
 _log = logging.getLogger(__name__)
+
+
+class SweepPlan(NamedTuple):
+    """What a sweep was asked for.
+
+    Attributes:
+        base: the settings that all runs have in common.
+        axes: the values of each varied setting.
+        runs: every combination of them, and the dense stages that they share.
+    """
+
+    base: RunConfig
+    axes: Axes
+    runs: list[SweepRun]
+
+
+def plan(
+    file: Path | None,
+    overrides: Sequence[str],
+    axes: Axes,
+    folder: AnyPath,
+    *,
+    backend: str = "local",
+    resources: Mapping[str, Any] | None = None,
+) -> SweepPlan:
+    """What `sweep` would do, with everything checked that it checks before its first run, and nothing written.
+
+    Raises:
+        ConfigError: as `sweep`.
+    """
+    folder = home_path(folder)
+    base = with_whole_paths(common_settings(file, overrides, axes))
+    planned = SweepPlan(base, axes, expand(file, overrides, axes, folder / "runs"))
+    _check_folder(folder)
+    BACKENDS[backend].check(resources or {})
+    _Book(folder, planned)
+    return planned
 
 
 def sweep(
@@ -55,16 +92,15 @@ def sweep(
         MLPruneError: runs failed; the others are finished.
     """
     folder = home_path(folder)
-    base = with_whole_paths(common_settings(file, overrides, axes))
-    runs = expand(file, overrides, axes, folder / "runs")
-    check_folder(folder)
+    planned = plan(file, overrides, axes, folder, backend=backend, resources=resources)
+    runs = planned.runs
     with RunFolder(folder).locked(), StopRequest() as stopping:
-        book = _Book(folder, base, axes)
-        book.add(axes, runs)
+        book = _Book(folder, planned)
+        book.add(planned)
         place = Place(folder / "jobs", resources or {}, quiet, stopping)
         # The shared dense stages first: the others start from their models.
         for wave in ([run for run in runs if run.after is None], [run for run in runs if run.after is not None]):
-            for name, change in BACKENDS[backend](book.to_do(wave), place):
+            for name, change in BACKENDS[backend].perform(book.to_do(wave), place):
                 book.note(name, change)
             if stopping() or any(book.runs[run.name]["state"] == "stopped" for run in wave):
                 break
@@ -73,12 +109,8 @@ def sweep(
     return {"folder": str(folder), "runs": records}
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that no run could use, or that holds something else, before anything is put into it.
-
-    Raises:
-        ConfigError: so it is.
-    """
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that no run could use, or that holds something else."""
     check_path(folder)
     if not folder.exists() or (folder / "sweep.json").is_file():
         return
@@ -87,12 +119,12 @@ def check_folder(folder: Path) -> None:
 
 
 class _Book:
-    """A sweep's folder: its runs, their states, and the files that say so."""
+    """A sweep's folder: its runs, their states, and the files that say so; what does not belong there is refused."""
 
-    def __init__(self, folder: Path, base: RunConfig, axes: Axes):
+    def __init__(self, folder: Path, planned: SweepPlan):
         self.folder = Path(os.path.abspath(folder))  # jobs may run in another folder
         self.file = self.folder / "sweep.json"
-        settings = base.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
+        settings = planned.base.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
         self.content: dict[str, Any] = {"base": settings, "grids": [], "runs": {}}
         if self.file.is_file():
             stored = read_json(self.file)
@@ -101,8 +133,9 @@ class _Book:
             # Nothing has begun where the data's path was mistyped, say: the settings may still be mended.
             if any((folder / "runs").glob("*")) or any(run.get("job") for run in stored["runs"].values()):
                 self.content = stored
-                self._check_same(settings, axes)
+                self._check_same(settings, planned.axes)
         self.runs: dict[str, dict[str, Any]] = self.content["runs"]
+        self._check_names(planned.runs)
 
     def _check_same(self, settings: dict[str, Any], axes: Axes) -> None:
         now, then = _flat(settings), _flat(self.content["base"])
@@ -115,15 +148,18 @@ class _Book:
                 hint="sweep into another folder, or give the settings as they were and vary them with --vary",
             )
 
-    def add(self, axes: Axes, runs: Sequence[SweepRun]) -> None:
-        """Enter runs that are not there yet, and write every run's config."""
+    def _check_names(self, runs: Sequence[SweepRun]) -> None:
         for run in runs:
             if self.runs.get(run.name, {}).get("settings", run.settings) != run.settings:
                 raise ConfigError(
                     f"{self.folder} has another run named {run.name}, of {self.runs[run.name]['settings']}",
                     hint="write one of the values differently, or sweep into another folder",
                 )
-        grid = {place: list(values) for place, values in axes.items()}
+
+    def add(self, planned: SweepPlan) -> None:
+        """Enter runs that are not there yet, and write every run's config."""
+        runs = planned.runs
+        grid = {place: list(values) for place, values in planned.axes.items()}
         if grid not in self.content["grids"]:
             self.content["grids"].append(grid)
         for run in runs:

@@ -11,7 +11,7 @@ import pytest
 
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.pipeline import backends
-from mlprune_jax.pipeline.backends import Job, Place, SlurmRun, on_ray, on_slurm
+from mlprune_jax.pipeline.backends import BACKENDS, Job, Place, SlurmRun, on_ray, on_slurm
 from mlprune_jax.training.interrupt import StopRequest
 
 FINISHED = {"state": "finished", "reason": None}
@@ -139,11 +139,29 @@ def test_asked_to_stop_the_sweep_leaves_slurm_jobs_running(submitit, tmp_path):
     assert [change["state"] for _, change in events] == ["running"]
 
 
-@pytest.mark.parametrize("resources", [{"nonsense": 1}, {"cluster": "moon"}, {"slurm_partition": "mistyped"}])
-def test_wrong_resources_submit_nothing(submitit, tmp_path, resources):
-    with pytest.raises(ConfigError, match=r"nonsense|moon|mistyped"):
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"nonsense": 1}, "nonsense"),
+        ({"cluster": "moon"}, "cluster takes slurm or local, got 'moon'"),
+        # Found by review: all of these began the run, and one that finished was told as failed.
+        ({"nodes": 2}, "nodes is 2, and a job of a sweep is one process"),
+        ({"tasks_per_node": 8}, "tasks_per_node is 8"),
+        ({"additional_parameters": {"ntasks": 4}}, "ntasks is 4"),
+    ],
+)
+def test_wrong_resources_are_refused_before_anything_is_written(submitit, tmp_path, resources, message):
+    with pytest.raises(ConfigError, match=message):
+        BACKENDS["slurm"].check(resources)
+    with pytest.raises(ConfigError, match=message):
         list(on_slurm(jobs(tmp_path, "good"), place(tmp_path, **resources)))
     assert SUBMITTED == []
+    BACKENDS["slurm"].check({"timeout_min": 60, "nodes": 1, "tasks_per_node": 1})
+
+
+def test_what_sbatch_refuses_is_told(submitit, tmp_path):
+    with pytest.raises(ConfigError, match="mistyped"):
+        list(on_slurm(jobs(tmp_path, "good"), place(tmp_path, slurm_partition="mistyped")))
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR2, [signal.SIGUSR2]), (signal.SIGTERM, [])])
@@ -208,7 +226,7 @@ def test_ray_performs_every_run(ray, tmp_path):
         ("bad", {"state": "failed", "reason": "RuntimeError: killed by the system"}),
     ]
     with pytest.raises(ConfigError, match="nonsense"):
-        list(on_ray(jobs(tmp_path, "good"), place(tmp_path, nonsense=1)))
+        BACKENDS["ray"].check({"nonsense": 1})
 
 
 def test_asked_to_stop_ray_tasks_are_cancelled_and_their_end_is_awaited(ray, tmp_path):
@@ -216,17 +234,18 @@ def test_asked_to_stop_ray_tasks_are_cancelled_and_their_end_is_awaited(ray, tmp
     assert [change["state"] for _, change in events] == ["running", "running", "stopped", "stopped"]
 
 
-@pytest.mark.parametrize(("backend", "package"), [(on_slurm, "submitit"), (on_ray, "ray")])
-def test_without_the_package_the_error_says_how_to_install_it(tmp_path, monkeypatch, backend, package):
+@pytest.mark.parametrize(("backend", "package"), [("slurm", "submitit"), ("ray", "ray")])
+def test_without_the_package_the_error_says_how_to_install_it(monkeypatch, backend, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError) as raised:
-        list(backend(jobs(tmp_path, "good"), place(tmp_path)))
+        BACKENDS[backend].check({})
     assert raised.value.hint == f"pip install {package}"
 
 
-def test_resources_are_for_schedulers(tmp_path):
+def test_resources_are_for_schedulers():
+    BACKENDS["local"].check({})
     with pytest.raises(ConfigError, match="--resource is for schedulers"):
-        list(backends.on_this_machine(jobs(tmp_path, "good"), place(tmp_path, num_gpus=1)))
+        BACKENDS["local"].check({"num_gpus": 1})
 
 
 @pytest.mark.multiprocess

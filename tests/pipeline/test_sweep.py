@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -294,6 +295,37 @@ def test_another_run_of_the_same_name_is_refused(base, pretended, tmp_path):
     sweep(base, [], AXES | {"data": ["a/b"]}, tmp_path / "s")
     with pytest.raises(ConfigError, match="has another run named dense_seed-0_data-a-b"):
         sweep(base, [], AXES | {"data": ["a b"]}, tmp_path / "s")
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--resource", "num_gpus=1"], "--resource is for schedulers"),
+        (["--backend", "slurm"], "this backend needs submitit"),
+        (["--backend", "ray"], "this backend needs ray"),
+    ],
+)
+def test_what_no_run_could_have_is_refused_before_anything_is_written(
+    base, pretended, tmp_path, monkeypatch, wrong, message, more
+):
+    """Found by review: the folder was a sweep's by then, and a dry run said nothing."""
+    for package in ("submitit", "ray"):
+        monkeypatch.setitem(sys.modules, package, None)
+    done = CliRunner().invoke(app, ["sweep", "--config", str(base), "-o", str(tmp_path / "s"), *wrong, *more])
+    assert (done.exit_code, message in done.stderr) == (2, True)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_dry_run_refuses_what_the_sweep_refuses(base, pretended, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sweep(base, [], AXES | {"data": ["a/b"]}, tmp_path / "s")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    options = ["sweep", "--config", str(base), "-o", "~/s", "--dry-run"]
+    for more, message in ((["--set", "dense.epochs=2"], "other settings"), (["--vary", "data=a b"], "another run")):
+        done = CliRunner().invoke(app, [*options, *more])
+        assert (done.exit_code, message in done.stderr) == (2, True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
