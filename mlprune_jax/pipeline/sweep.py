@@ -174,7 +174,7 @@ class _Book:
         """Those that are not finished and can begin; the others' states are noted."""
         jobs = []
         for run in runs:
-            if RunFolder(self._workdir(run.name)).summary.is_file():
+            if self._has_finished(run.name):
                 self.note(run.name, {"state": "finished", "reason": None, "job": None})
             elif run.after is not None and self.runs[run.after]["state"] != "finished":
                 self.note(run.name, {"state": "failed", "reason": f"needs {run.after}, which failed"})
@@ -182,6 +182,13 @@ class _Book:
                 config, workdir = self._config(run.name), self._workdir(run.name)
                 jobs.append(Job(run.name, config, workdir, self.runs[run.name].get("job")))
         return jobs
+
+    def _has_finished(self, name: str) -> bool:
+        """Whether there is nothing to do for a run; others may still need its model, which resuming it brings back."""
+        if not self._summary(name).is_file():
+            return False
+        others = [other for other, run in self.runs.items() if run["after"] == name]
+        return all(self._summary(other).is_file() for other in others) or RunFolder(self._workdir(name)).has_final()
 
     def note(self, name: str, change: Mapping[str, Any]) -> None:
         """Note what changed of a run, at once in ``sweep.json``."""
@@ -194,7 +201,7 @@ class _Book:
     def write_results(self) -> list[dict[str, Any]]:
         """A record of each run; those with results become the lines of ``sweep.jsonl``."""
         for name, run in self.runs.items():
-            if run["state"] == "finished" and not RunFolder(self._workdir(name)).summary.is_file():
+            if run["state"] == "finished" and not self._summary(name).is_file():
                 self.note(name, {"state": "waiting", "reason": "its folder is gone"})
         records = [self._record(name) for name in self.runs]
         lines = [json.dumps(record) + "\n" for record in records if record["state"] == "finished"]
@@ -205,7 +212,7 @@ class _Book:
         known = {"run": name, "state": self.runs[name]["state"], "settings": self.runs[name]["settings"]}
         if known["state"] != "finished":
             return known
-        summary = read_json(RunFolder(self._workdir(name)).summary)
+        summary = read_json(self._summary(name))
         final = summary["final"]
         return known | {
             "task": summary["task"],
@@ -221,6 +228,9 @@ class _Book:
 
     def _workdir(self, name: str) -> Path:
         return self.folder / "runs" / name
+
+    def _summary(self, name: str) -> Path:
+        return RunFolder(self._workdir(name)).summary
 
 
 def _raise_unfinished(folder: Path, runs: Sequence[Mapping[str, Any]], *, asked: bool) -> None:

@@ -55,6 +55,8 @@ class Pretended:
         final = {"accuracy": 0.75, "density": density}
         summary = {"task": "demo", "metric": "accuracy", "final": final, "seconds": 1.5}
         (workdir / "summary.json").write_text(json.dumps(summary))
+        (workdir / "final").mkdir(exist_ok=True)
+        write_manifest(workdir / "final")
 
 
 @pytest.fixture
@@ -87,10 +89,7 @@ def test_every_run_is_made_and_reported(base, pretended, tmp_path):
 def test_a_folder_may_be_in_ones_home(base, pretended, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert sweep(base, [], AXES, "~/s")["folder"] == str(tmp_path / "s")
-    (tmp_path / "s" / "final").mkdir()
-    write_manifest(tmp_path / "s" / "final")
-    shutil.rmtree(tmp_path / "s" / "runs")  # which only pretend to have models
-    assert verify_folder("~/s")["checked"] == 1
+    assert verify_folder("~/s")["checked"] == 3
 
 
 def test_started_again_finished_runs_are_skipped(base, pretended, tmp_path):
@@ -244,6 +243,24 @@ def test_without_its_dense_stage_no_run_begins(base, pretended, tmp_path):
     with pytest.raises(MLPruneError, match=r"density-0\.4_seed-0: needs dense_seed-0, which failed"):
         sweep(base, [], AXES, tmp_path / "s")
     assert pretended.made == [("run", "dense_seed-0")]
+
+
+@pytest.mark.parametrize("damage", ["gone", "damaged"])
+def test_a_dense_model_that_is_still_needed_is_brought_back(base, pretended, tmp_path, damage):
+    """Found by review: its summary alone was looked at, and every other run failed."""
+    pretended.failures[NAMES[2]] = MLPruneError("no space left")
+    with pytest.raises(MLPruneError):
+        sweep(base, [], AXES, tmp_path / "s")
+    final = tmp_path / "s" / "runs" / NAMES[0] / "final"
+    shutil.rmtree(final)
+    if damage == "damaged":
+        final.mkdir()
+    pretended.failures.clear()
+    sweep(base, [], AXES, tmp_path / "s")
+    assert pretended.made[3:] == [("resume", NAMES[0]), ("resume", NAMES[2])]
+    shutil.rmtree(final)
+    sweep(base, [], AXES, tmp_path / "s")
+    assert len(pretended.made) == 5  # nobody needs it any more
 
 
 @pytest.mark.parametrize("stopped", NAMES[:2])
