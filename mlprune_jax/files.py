@@ -11,6 +11,8 @@ from mlprune_jax.errors import IntegrityError
 
 AnyPath = str | os.PathLike[str]
 
+SUMMARY_AGAIN = "a summary.json may be removed: `mlprune resume` writes it again"
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one piece; a kill may leave one that `is_temporary` beside it.
@@ -67,5 +69,5 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__}, not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}", hint="the run's folder is damaged") from error
+        raise IntegrityError(f"{path} cannot be read: {error}", hint=f"take it from a copy; {SUMMARY_AGAIN}") from error
     return value

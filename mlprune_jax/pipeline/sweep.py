@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from mlprune_jax.config.loading import dump_config
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.errors import ConfigError, IntegrityError, MLPruneError, Preempted
-from mlprune_jax.files import AnyPath, home_path, read_json, write_json, write_text
+from mlprune_jax.files import SUMMARY_AGAIN, AnyPath, home_path, read_json, write_json, write_text
 from mlprune_jax.pipeline.backends import BACKENDS, Job, Place
 from mlprune_jax.pipeline.folder import RunFolder, check_path, is_empty
 from mlprune_jax.pipeline.grid import Axes, SweepRun, common_settings, expand, with_whole_paths
@@ -209,19 +209,14 @@ class _Book:
         return records
 
     def _record(self, name: str) -> dict[str, Any]:
-        known = {"run": name, "state": self.runs[name]["state"], "settings": self.runs[name]["settings"]}
-        if known["state"] != "finished":
-            return known
-        summary = read_json(self._summary(name))
-        final = summary["final"]
-        return known | {
-            "task": summary["task"],
-            "metric": summary["metric"],
-            "value": final[summary["metric"]],
-            "density": final["density"]["encoder"],
-            "linear_density": final["density"]["linear"],
-            "seconds": summary["seconds"],
-        }
+        """What is known of a run, which has failed where its results are damaged."""
+        results = {}
+        if self.runs[name]["state"] == "finished":
+            try:
+                results = _results(self._summary(name))
+            except IntegrityError as error:
+                self.note(name, {"state": "failed", "reason": str(error)})
+        return {"run": name, "state": self.runs[name]["state"], "settings": self.runs[name]["settings"]} | results
 
     def _config(self, name: str) -> Path:
         return self.folder / "configs" / f"{name}.yaml"
@@ -231,6 +226,23 @@ class _Book:
 
     def _summary(self, name: str) -> Path:
         return RunFolder(self._workdir(name)).summary
+
+
+def _results(path: Path) -> dict[str, Any]:
+    """What a table says of a finished run, from its summary."""
+    summary = read_json(path)
+    try:
+        final = summary["final"]
+        return {
+            "task": summary["task"],
+            "metric": summary["metric"],
+            "value": final[summary["metric"]],
+            "density": final["density"]["encoder"],
+            "linear_density": final["density"]["linear"],
+            "seconds": summary["seconds"],
+        }
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} is not what a run wrote: {error!r}", hint=SUMMARY_AGAIN) from error
 
 
 def _raise_unfinished(folder: Path, runs: Sequence[Mapping[str, Any]], *, asked: bool) -> None:

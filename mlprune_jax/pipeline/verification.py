@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlprune_jax.errors import DataError, IntegrityError
-from mlprune_jax.files import AnyPath, home_path, read_json
+from mlprune_jax.files import SUMMARY_AGAIN, AnyPath, home_path, read_json
 from mlprune_jax.manifest import MANIFEST, check_manifest
 from mlprune_jax.pipeline.folder import SUMMARY
 from mlprune_jax.training.checkpoint import QUARANTINE, SAVING
@@ -29,13 +29,16 @@ def verify_folder(path: AnyPath) -> dict[str, Any]:
     path = home_path(path)
     if not path.is_dir():
         raise DataError(f"no folder {str(path)!r}", hint="pass a run's folder, or a folder of it")
-    folders = {manifest.parent for manifest in path.rglob(MANIFEST)}
-    for run in (summary.parent for summary in path.rglob(SUMMARY)):
-        folders |= {run / "final", *(run / "stages" / name for name in read_json(run / SUMMARY).get("stages", ()))}
+    folders, files, damage = {manifest.parent for manifest in path.rglob(MANIFEST)}, 0, []
+    for summary in sorted(path.rglob(SUMMARY)):
+        try:
+            stages = read_json(summary).get("stages", ())
+            folders |= {summary.parent / "final", *(summary.parent / "stages" / name for name in stages)}
+        except IntegrityError as error:
+            damage.append(error.message)
     folders = {folder for folder in folders if not _unfinished(folder.relative_to(path))}
-    if not folders:
+    if not (folders or damage):
         raise DataError(f"{path} holds nothing with a {MANIFEST}", hint="only what a run has finished can be verified")
-    files, damage = 0, []
     for folder in sorted(folders):
         try:
             files += len(check_manifest(folder)["files"])
@@ -45,7 +48,7 @@ def verify_folder(path: AnyPath) -> dict[str, Any]:
         raise IntegrityError(
             "\n".join(damage),
             hint="take it from a copy; `mlprune resume` writes final/ again where that is gone or damaged, and trains "
-            "a stage of an unfinished run again where its folder was removed",
+            f"a stage of an unfinished run again where its folder was removed; {SUMMARY_AGAIN}",
         )
     return {"folder": str(path), "checked": len(folders), "files": files}
 

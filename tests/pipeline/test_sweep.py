@@ -308,6 +308,31 @@ def test_a_run_whose_folder_is_gone_waits_and_spoils_no_other_result(base, prete
     assert pretended.made[-1] == ("run", NAMES[1])
 
 
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"final": 1, "task": "demo", "metric": "accuracy"}'])
+def test_a_damaged_summary_costs_no_other_result(base, pretended, tmp_path, damage):
+    """Found by review: the sweep ended before it wrote any, and `verify` before it looked any further."""
+    sweep(base, [], AXES, tmp_path / "s")
+    summary = tmp_path / "s" / "runs" / NAMES[1] / "summary.json"
+    summary.write_text(damage)
+    with pytest.raises(MLPruneError, match=rf"2 of 3 runs are finished.*\n  {NAMES[1]}: .*summary.json") as raised:
+        sweep(base, [], AXES, tmp_path / "s")
+    assert "summary.json may be removed" in raised.value.message
+    assert len((tmp_path / "s" / "sweep.jsonl").read_text().splitlines()) == 2
+    summary.unlink()
+    sweep(base, [], AXES, tmp_path / "s")
+    assert pretended.made[3:] == [("resume", NAMES[1])]
+
+
+def test_verify_has_a_line_for_each_damaged_folder(base, pretended, tmp_path):
+    sweep(base, [], AXES, tmp_path / "s")
+    (tmp_path / "s" / "runs" / NAMES[1] / "summary.json").write_text("{")
+    shutil.rmtree(tmp_path / "s" / "runs" / NAMES[2] / "final")
+    with pytest.raises(IntegrityError) as raised:
+        verify_folder(tmp_path / "s")
+    assert [name for line in raised.value.message.splitlines() for name in NAMES if name in line] == NAMES[1:]
+    assert "summary.json may be removed" in (raised.value.hint or "")
+
+
 def test_another_run_of_the_same_name_is_refused(base, pretended, tmp_path):
     sweep(base, [], AXES | {"data": ["a/b"]}, tmp_path / "s")
     with pytest.raises(ConfigError, match="has another run named dense_seed-0_data-a-b"):
