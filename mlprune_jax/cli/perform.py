@@ -50,7 +50,8 @@ def _prepare_process(switches: Switches) -> None:
     if not cache.startswith("~"):  # there is a home
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "mlprune", "jax"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("mlprune_jax").setLevel(logging.WARNING if switches.quiet else logging.INFO)
+    level = logging.DEBUG if switches.debug else logging.WARNING if switches.quiet else logging.INFO
+    logging.getLogger("mlprune_jax").setLevel(level)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pipeline.run import resume, run
 from mlprune_jax.training.interrupt import SIGNALS
 
+_log = logging.getLogger(__name__)
+
 POLL_SECONDS = 5.0
 PATIENCE_SECONDS = 1200.0
 """How long a job that an earlier sweep submitted is waited for while SLURM tells nothing of it: submitit asks ever more
@@ -83,8 +85,10 @@ def perform(config: Path, workdir: Path, quiet: bool) -> dict[str, Any]:
     except Preempted as error:
         return {"state": "stopped", "reason": error.message}
     except MLPruneError as error:
-        return {"state": "failed", "reason": error.message}
+        _log.debug("%s failed", workdir.name, exc_info=True)  # for --debug
+        return {"state": "failed", "reason": str(error)}
     except Exception as error:  # a defect that one run meets is no reason to end the others
+        _log.exception("%s failed", workdir.name)
         return {"state": "failed", "reason": _one_line(error)}
     return {"state": "finished", "reason": None}
 

@@ -249,11 +249,12 @@ def _raise_unfinished(folder: Path, runs: Sequence[Mapping[str, Any]], *, asked:
     """Say what of this call's runs is not finished, and why."""
     missing = [run for run in runs if run["state"] != "finished"]
     done = f"{len(runs) - len(missing)} of {len(runs)} runs are finished"
+    told = "".join(f"\n  {run['run']}: {run['reason']}" for run in missing if run["state"] == "failed")
+    failed = f"; failed:{told}" if told else ""
     if missing and (asked or any(run["state"] == "stopped" for run in missing)):
-        raise Preempted(f"the sweep in {folder} was stopped; {done}", hint="go on with the same command")
+        raise Preempted(f"the sweep in {folder} was stopped; {done}{failed}", hint="go on with the same command")
     if missing:
-        told = "\n".join(f"  {run['run']}: {run.get('reason')}" for run in missing)
-        raise MLPruneError(f"{done} in {folder}; failed:\n{told}", hint="the same command tries these again")
+        raise MLPruneError(f"{done} in {folder}{failed}", hint="the same command tries these again")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

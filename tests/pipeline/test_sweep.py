@@ -224,7 +224,10 @@ def test_killed_over_its_first_files_the_same_command_goes_on(base, pretended, t
 
 @pytest.mark.parametrize(
     ("failure", "told"),
-    [(MLPruneError("no such data", hint="mend it"), "no such data"), (ValueError("a\nb"), "ValueError: b")],
+    [
+        (MLPruneError("no such data", hint="mend it"), "no such data\n  hint: mend it"),
+        (ValueError("a\nb"), "ValueError: b"),
+    ],
     ids=["told", "defect"],
 )
 def test_a_failing_run_does_not_end_the_others(base, pretended, tmp_path, failure, told):
@@ -236,6 +239,16 @@ def test_a_failing_run_does_not_end_the_others(base, pretended, tmp_path, failur
     pretended.failures.clear()
     sweep(base, [], AXES, tmp_path / "s")
     assert pretended.made[3:] == [("resume", "density-0.5_seed-0")]
+
+
+@pytest.mark.parametrize(("failure", "debug"), [(ValueError("a defect"), False), (ConfigError("no such data"), True)])
+def test_the_traceback_of_a_failed_run_is_logged(base, pretended, tmp_path, caplog, failure, debug):
+    """Of what a user can act on with --debug alone."""
+    pretended.failures["density-0.4_seed-0"] = failure
+    for option, shown in (([], not debug), (["--debug"], True)):
+        caplog.clear()
+        CliRunner().invoke(app, ["sweep", "--config", str(base), "-o", str(tmp_path / "s"), *option])
+        assert any(record.exc_info and record.exc_info[1] is failure for record in caplog.records) == shown
 
 
 def test_without_its_dense_stage_no_run_begins(base, pretended, tmp_path):
@@ -273,6 +286,13 @@ def test_a_run_that_was_stopped_stops_the_sweep_and_is_resumed(base, pretended, 
     pretended.failures.clear()
     sweep(base, [], AXES, tmp_path / "s")
     assert ("resume", stopped) in pretended.made
+
+
+def test_a_stop_hides_no_failure(base, pretended, tmp_path):
+    """Found by review: only that the sweep was stopped was told."""
+    pretended.failures = {NAMES[1]: MLPruneError("no such data"), NAMES[2]: Preempted("stopped after step 3")}
+    with pytest.raises(Preempted, match=rf"stopped; 1 of 3 runs are finished; failed:\n  {NAMES[1]}: no such data\n  hint: go on"):
+        sweep(base, [], AXES, tmp_path / "s")
 
 
 def test_a_signal_between_two_runs(base, pretended, tmp_path, monkeypatch):
