@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.config.task import TaskSettings
 from mlprune_jax.data.answers import Answer, Answers
 from mlprune_jax.data.batches import gather
 from mlprune_jax.data.encode import Encoded, Tokenizer, check_vocabulary, encode, least_length, load_tokenizer

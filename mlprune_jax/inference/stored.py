@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.config.task import TaskSettings
 from mlprune_jax.errors import DataError, IntegrityError, ModelError
 from mlprune_jax.files import AnyPath, home_path
 from mlprune_jax.manifest import MANIFEST, check_manifest

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlprune_jax.config.settings import RunConfig, TaskSettings
+from mlprune_jax.config.settings import RunConfig
+from mlprune_jax.config.task import TaskSettings
 from mlprune_jax.data.encode import tokenizer_files
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.inference.stored import save_masks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.config.task import TaskSettings
 from mlprune_jax.data.batches import eval_batches
 from mlprune_jax.data.encode import Encoded
 from mlprune_jax.data.tasks import Task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.config.task import TaskSettings
 from mlprune_jax.data.custom import load_custom
 from mlprune_jax.data.encode import Encoded, encode
 from mlprune_jax.data.glue import load_examples

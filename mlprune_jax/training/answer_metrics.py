@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.config.task import TaskSettings
 from mlprune_jax.data.answers import Answers
 from mlprune_jax.data.squad import Questions
 from mlprune_jax.data.windows import Windows

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.config.task import TaskSettings
 from mlprune_jax.data import windows as module
 from mlprune_jax.data.batches import Batches, eval_batches
 from mlprune_jax.data.demo import write_demo

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mlprune_jax.config.settings import TaskSettings
+from mlprune_jax.config.task import TaskSettings
 from mlprune_jax.data.answers import Answer
 from mlprune_jax.data.batches import eval_batches
 from mlprune_jax.data.demo import VOCABULARY, write_demo
