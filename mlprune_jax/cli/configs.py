@@ -30,7 +30,7 @@ def show(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print a config with every default filled in."""
+    """Print a config with every default filled in; what each setting means: docs/settings.md, or `config schema`."""
     from mlprune_jax.config.loading import dump_config, packaged_config
 
     with failures_told(debug=debug):
@@ -49,7 +49,7 @@ def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
 
 
 def schema() -> None:
-    """Print the JSON Schema of config files, for editors."""
+    """Print the JSON Schema of config files, for editors: what each setting means, and the values it may have."""
     from mlprune_jax.config.loading import config_schema as schema_of
     from mlprune_jax.config.settings import RunConfig
 

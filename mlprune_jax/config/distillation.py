@@ -14,12 +14,16 @@ class Distillation(Frozen):
     """Weights of the terms of the loss with a teacher.
 
     Attributes:
-        temperature: of the logits' KL divergence, whose term carries its square.
-        logit_weight, hidden_weight, attention_weight, task_weight: of each term; attention counts in the layers where
-            student and teacher have the same heads, so not in those that lost some.
+        temperature: what logits are divided by in their KL divergence, whose term carries its square; regression has
+            none.
+        logit_weight: of the divergence of the logits (regression: of their squared distance).
+        hidden_weight: of the mean squared distances of hidden states, summed over the embeddings and all layers.
+        attention_weight: of the mean squared distances of attention maps, summed over the layers where student and
+            teacher have the same heads, so not over those that lost some.
+        task_weight: of the loss on the labels.
         recovery: what recovery compares: "all" of these, or "logits" alone. Those the teacher then answers once for the
             whole training set and its variants, where recovery draws more examples than these are.
-        variants: of each training example, as `mlprune_jax.data.variants` makes them, that recovery by logits draws
+        variants: how many copies of each training example, with tokens exchanged or dropped, recovery by logits draws
             from as well, its steps staying as many; labels then count for nothing in it, whatever ``task_weight``.
         average: "tokens" averages hidden states and attention over real tokens; "all" over padding too, as published.
     """

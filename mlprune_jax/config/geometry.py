@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from mlprune_jax.config.descriptions import describe
+
 Indices = tuple[Annotated[int, Field(ge=0)], ...]
 
 
@@ -24,7 +26,7 @@ DropoutRate = Annotated[Real, Field(ge=0, le=0.99)]  # in steps of 1/256, so tha
 class Frozen(BaseModel):
     """Immutable settings: unknown keys, NaN and infinity are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=describe)
 
 
 class LayerShape(Frozen):
@@ -47,7 +49,21 @@ class LayerShape(Frozen):
 class ModelConfig(Frozen):
     """Geometry and constants of a BERT model; field names are those of Hugging Face's ``config.json``.
 
-    ``layers`` is empty for a dense model and holds one `LayerShape` per layer for a shrunk one.
+    Attributes:
+        vocab_size: rows of the word embeddings; in a run, those of the tokenizer.
+        hidden_size: features of a token between layers, a multiple of ``num_attention_heads``.
+        num_hidden_layers: encoder layers.
+        num_attention_heads: heads of each layer.
+        intermediate_size: FFN units of each layer.
+        max_position_embeddings: positions, the longest input in tokens.
+        type_vocab_size: token types; pairs of texts need two.
+        pad_token_id: id of the padding token, kept for other software: batches are padded with the tokenizer's.
+        layer_norm_eps: epsilon of the layer norms.
+        hidden_act: activation of the FFN: "gelu", by erf; "gelu_new" or "gelu_pytorch_tanh", by tanh.
+        hidden_dropout_prob: rate of dropout of hidden states.
+        attention_probs_dropout_prob: rate of dropout of attention probabilities.
+        initializer_range: standard deviation of fresh weights.
+        layers: empty for a dense model; one `LayerShape` per layer for a shrunk one.
 
     Raises:
         pydantic.ValidationError: where the parts do not fit together.

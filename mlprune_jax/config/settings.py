@@ -16,12 +16,17 @@ class TrainSettings(Frozen):
     """How one stage trains.
 
     Attributes:
-        epochs: passes over the training set; fractions are allowed.
-        warmup: share of the steps over which learning rates rise linearly; they then fall linearly to 0.
+        epochs: passes over the training set, fractions allowed; of a pruning stage, those that learn what to prune and
+            those that recover (``recover``) together.
+        batch_size: examples of a step (of SQuAD, windows), over all devices together.
         accumulate: parts in which a batch passes through the device, one after the other, for less memory. Terms that
             average over tokens average over each part's, then over the parts.
-        max_grad_norm: clip of the global norm of the gradients.
-        dropout: rate of dropout of hidden states and attention while this stage trains, recovery included; unset: the
+        learning_rate: highest learning rate of the weights (AdamW).
+        warmup: share of the steps over which learning rates rise linearly; they then fall linearly to 0.
+        weight_decay: AdamW's decay of matrices; biases, layer norms, scores and thresholds do not decay.
+        adam_epsilon: Adam's epsilon, for weights, scores and thresholds alike.
+        max_grad_norm: greatest global norm of the gradients; longer ones are scaled down to it.
+        dropout: rate of dropout of hidden states and attention while this stage trains, recovery included; null: the
             model's own rates.
     """
 
@@ -43,10 +48,10 @@ class TrainSettings(Frozen):
 
 
 class DenseStage(TrainSettings):
-    """Dense fine-tuning; its result is the teacher of the next stage.
+    """Dense fine-tuning, without a teacher; its result is the teacher of the next stage.
 
     Attributes:
-        enabled: false where ``model`` is a fine-tuned model already.
+        enabled: whether it runs; false where ``model`` is a fine-tuned model already.
     """
 
     enabled: bool = True
@@ -62,43 +67,51 @@ class PruneStage(TrainSettings):
     """What head/row and block pruning have in common.
 
     The defaults are what measured best with MiniLM: soft densities on STS-B and QQP, their start on STS-B
-    (docs/results.md). Only ``learning_rate`` is the published one of BERT-base, and MiniLM did better at 2e-4. With
-    ``densities`` learned or equal, five others default to what was published: ``score_init`` constant, ``score_scale``
-    0, ``two_sided`` false, ``max_strength`` 20000, ``clip`` all. ``configs/published.yaml`` is the paper's own method.
+    (docs/results.md). With ``densities`` learned or equal, five default to what was published, as `OF_THRESHOLDS` says.
+    The target of ``ramp``, the penalty and the cut is the stage's ``density``.
 
     Attributes:
-        enabled: false skips the stage.
-        density: kept fraction of the DENSE encoder, by count, after this stage; unset: ``prune.density`` in the
-            last stage; of heads and rows before blocks a half, or ``prune.density`` where that is more.
+        enabled: whether the stage runs.
+        density: kept fraction of the DENSE encoder's parameters, by count, after this stage; null: ``prune.density`` in
+            the last stage; of heads and rows before blocks a half, or ``prune.density`` where that is more.
         start_from: where the student's weights come from: "pretrained" is ``model``, "dense" the dense stage's result,
-            else a folder; unset: the stage before.
-        teacher: another teacher, named likewise; unset: the stage before.
-        score_learning_rate, threshold_learning_rate: of scores and thresholds.
-        score_init, score_scale: see `mlprune_jax.pruning.masks.init_scores`; "magnitude" starts from the mean absolute
-            weight of each unit of the student, "fisher" from the order of `mlprune_jax.training.importance`, spaced
-            evenly over -score_scale .. score_scale in each group; with soft densities over half to one and a half of
-            score_scale in one order of all units, by what each costs the loss for a parameter.
-        threshold_gradient: how the loss moves thresholds, see `mlprune_jax.pruning.binarize.binarize`.
-        densities: "soft" has no thresholds: the penalty acts on the scores, and what scores above 0 stays (soft
-            movement pruning); it wants ``two_sided``, or scores that fall below 0 together stay there. "learned" gives
-            each group a threshold of its own, as published; "equal" keeps the same share of every group.
-        clip: "all" clips the one norm of all gradients, the penalty's part included, as published; "weights" that of
-            the weights alone, so that a strong penalty does not shrink their step.
-        threshold_start: first logit of the kept fractions; 5 keeps 99.3 %, 10 (published) everything.
-        temperature: LEAP's sigmoid temperature of the thresholds, 1 is MLPruning; of soft densities, of the scores'
-            sigmoid in the penalty's gradient.
-        max_strength, min_strength, weak_strength, weak_below: the adaptive strength of the penalty.
+            else a folder or hub id; null: the stage before.
+        teacher: whom the student is compared with, named likewise; null: the stage before.
+        score_learning_rate: highest learning rate of the scores (Adam, which moves a score by about this much a step).
+        threshold_learning_rate: the same of the thresholds; with soft densities there are none.
+        score_init: what scores start from. "fisher": the order of what losing a unit costs the loss, measured on 32
+            batches; "constant": all equal; "uniform": drawn from -score_scale .. score_scale; "kaiming_uniform": drawn
+            from -1 .. 1; "magnitude": the mean absolute weight of each unit. Soft densities take "fisher" or
+            "constant".
+        score_scale: how high scores start. "constant": at it. "fisher" with soft densities: spaced evenly over half to
+            one and a half of it, in one order of all units, by what a parameter is worth; else over -score_scale ..
+            score_scale in each group.
+        threshold_start: logit of the kept fraction that thresholds start at; 5 keeps 99.3 %, 10 everything.
+        temperature: what thresholds are divided by before the sigmoid (LEAP's; 1 is MLPruning), and with soft densities
+            the scores in the penalty's gradient.
+        threshold_gradient: how the loss moves a threshold. "sum": as if all kept units grew together; "boundary": by
+            what keeping one unit more would do.
+        densities: what decides how many units stay. "soft": what scores above 0 stays, and the penalty acts on the
+            scores; "learned": each group learns a threshold; "equal": every group keeps the same share.
+        clip: whose gradients ``max_grad_norm`` holds. "weights": those of the weights alone, so that a strong penalty
+            does not shrink their step; "all": those of all in one norm, the penalty's part included.
+        max_strength: the penalty is strength * (density - target)^2, and this the strength where everything is kept. It
+            falls with the square itself, as max_strength * ((density - target) / (first density - target))^2.
+        min_strength: least strength while the square is at least ``weak_below``.
+        weak_strength: strength while the square is below ``weak_below``.
+        weak_below: square of density - target, no unit, below which ``weak_strength`` holds; 3e-4 is a distance of 1.7
+            points.
         two_sided: also pull a density below the target back up.
-        ramp: shares of the learning steps between which the target falls from the density that the stage starts with to
-            its value; null: at once.
-        steer_by_count: aim the penalty at the exact count (see `counted_budget`); false: at R, as published.
-        final_cut: end with a cut to a count not above the target: `mlprune_jax.pruning.density.cut_scores` of soft
-            densities, else `cut_to` there.
+        ramp: shares of the learning steps between which the target falls, along a cubic, from the density that the
+            stage starts with to its own; null: it is its own from the first step.
+        steer_by_count: true: the penalty's density is the exact count; false: R, the expected kept weights.
+        final_cut: true: what was learned is cut to a count not above the target; false: what scores or thresholds left
+            stays, near the target.
         recover: share of the epochs that comes after the cut and trains what is left, under a schedule of its own.
-        short_schedule: what happens where thresholds, or the scores of soft densities, cannot arrive in the steps there
-            are: "mend" raises their learning rate and says so, "refuse" stops before training, "allow" trains all the
+        short_schedule: what happens where thresholds or soft scores cannot arrive in the steps there are. "mend":
+            their learning rate is raised, and the log says so; "refuse": stop before training; "allow": train all the
             same. A ``score_learning_rate`` of 0 stays: the final cut then takes scores as they began.
-        freeze_embeddings: keep the embeddings as they are, as published.
+        freeze_embeddings: keep the embeddings as they are while this stage trains.
     """
 
     enabled: bool = True
@@ -180,18 +193,22 @@ class PruneStage(TrainSettings):
 
 
 class HeadRowStage(PruneStage):
-    """Step 1: heads and rows. ``start_from`` "pretrained" (as published) is ``model``; unset: the dense stage.
+    """Step 1: heads and rows, which are cut out.
 
     Attributes:
-        multiple_of: without blocks to follow, round what each layer keeps up to a multiple of it, within the density:
-            64 made products of BERT-base faster (docs/speed/cpu.md).
+        multiple_of: without blocks to follow, round what each layer keeps up to a multiple of it, within the density.
     """
 
     multiple_of: Count = 1
 
 
 class BlockStage(PruneStage):
-    """Step 2: tiles of ``shape`` = block_in x block_out weights."""
+    """Step 2: tiles of weights, which are zeroed.
+
+    Attributes:
+        max_strength: as of heads and rows; at the default it is ``min_strength``, so that the strength is constant.
+        shape: inputs x outputs of a tile in weights, as "32x32" or [32, 32]; each divides the matrices' sides.
+    """
 
     max_strength: Rate = 1000.0  # as weak as in the measured runs (docs/results.md)
     shape: Block = (32, 32)
@@ -201,7 +218,10 @@ class Prune(Frozen):
     """What to prune and how far.
 
     Attributes:
-        density: kept fraction of the dense encoder's parameters, by count, after the last stage.
+        density: kept fraction of the dense encoder's parameters, by count, biases and layer norms included, after the
+            last stage.
+        heads_rows: step 1, heads and rows.
+        blocks: step 2, blocks of what step 1 left.
     """
 
     density: Density = 0.2
@@ -244,20 +264,27 @@ class RunConfig(TaskSettings):
 
     Attributes:
         model: folder or hub id of a BERT; "demo" is a tiny fresh one of ``geometry`` with a generated vocabulary.
-        data: folder of the data; "hub" fetches GLUE and SQuAD; "demo" is generated, with the model.
-        compute_dtype: of products and activations; parameters and sums stay float32.
+        data: folder of the data, or a data set's hub id; "hub" fetches GLUE and SQuAD; "demo" is generated, with the
+            model.
+        seed: of all that is drawn: fresh weights, batches, dropout, scores, variants.
+        compute_dtype: of products and activations, "float32" or "bfloat16"; parameters and sums stay float32.
+        eval_batch_size: examples of a step of evaluation, and of a teacher that answers once for the whole training
+            set.
         fsdp: devices over which parameters and optimiser state are split, for training states that do not fit on one;
             the batch is split over all devices in any case.
         rematerialize: compute each layer's activations again in the backward pass instead of keeping them.
         deterministic: forbid GPU operations whose sums depend on the order of threads; slower there.
-        evaluate_steps: between two evaluations on the dev split within dense training and recovery, whose result is
-            then the state that measured best; unset: the last.
+        evaluate_steps: steps between two evaluations on the dev split within dense training and recovery, whose result
+            is then the state that measured best; null: the last.
         offline: never ask the hub.
         log_every: steps between two lines of metrics.jsonl.
-        checkpoint_steps, checkpoint_minutes: between two checkpoints, whichever comes first; null steps: by time alone.
-        keep_checkpoints: how many stay of the newest; the best of ``evaluate_steps`` stays too.
-        geometry: of a fresh model; its vocabulary size is the tokenizer's.
-        distillation: unset trains without a teacher.
+        checkpoint_steps: steps between two checkpoints; null: by time alone.
+        checkpoint_minutes: minutes between two checkpoints; whichever comes first.
+        keep_checkpoints: how many of the newest stay; the best of ``evaluate_steps`` stays too.
+        geometry: of a fresh model, for ``model: demo`` alone.
+        dense: fine-tuning of the whole model, before it is pruned.
+        prune: what to prune and how far.
+        distillation: what a student is compared with its teacher in; null: pruning has no teacher.
     """
 
     model: str

@@ -15,16 +15,18 @@ class TaskSettings(Frozen):
 
     Attributes:
         task: a GLUE task, "squad", "squad2", "demo", or "custom" with ``text_columns`` and ``label_column``.
-        labels: label names of a custom task in id order; unset: found in the training split.
-        regression: a custom task's labels are numbers.
-        on_damaged: "skip" leaves damaged lines out and says how many; "error" stops.
+        text_columns: of a custom task, the names of its one or two columns of text.
+        label_column: of a custom task, the name of the column with the class or number.
+        labels: of a custom task, class names in id order; empty: found in the training split.
+        regression: of a custom task, whether labels are numbers.
+        on_damaged: "error" stops at a damaged line or question; "skip" leaves it out and says how many were.
         max_length: longest input in tokens; 384 for "squad" and "squad2".
-        length_buckets: padded lengths; each compiles once; ``max_length`` is always one of them. 128, 256 and 384 for
-            "squad" and "squad2".
-        doc_stride: tokens that two windows in a row of a long context share.
-        max_query_length: tokens a question has at most; longer ones lose their end.
-        n_best: candidates that are kept of each question; an answer's score is its probability among them.
-        max_answer_length: tokens an answer has at most.
+        length_buckets: padded lengths in tokens; each compiles once; ``max_length`` is always one of them. 128, 256 and
+            384 for "squad" and "squad2".
+        doc_stride: SQuAD: tokens that two windows in a row of a long context share.
+        max_query_length: SQuAD: tokens a question has at most; longer ones lose their end.
+        n_best: SQuAD: candidates that are kept of each question; an answer's score is its probability among them.
+        max_answer_length: SQuAD: tokens an answer has at most.
         null_threshold: "squad2": no answer is given where its score is more than this above the best answer's.
     """
 
