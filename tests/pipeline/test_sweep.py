@@ -291,7 +291,8 @@ def test_a_run_that_was_stopped_stops_the_sweep_and_is_resumed(base, pretended, 
 def test_a_stop_hides_no_failure(base, pretended, tmp_path):
     """Found by review: only that the sweep was stopped was told."""
     pretended.failures = {NAMES[1]: MLPruneError("no such data"), NAMES[2]: Preempted("stopped after step 3")}
-    with pytest.raises(Preempted, match=rf"stopped; 1 of 3 runs are finished; failed:\n  {NAMES[1]}: no such data\n  hint: go on"):
+    told = rf"stopped; 1 of 3 runs are finished; failed:\n  {NAMES[1]}: no such data\n  hint: go on"
+    with pytest.raises(Preempted, match=told):
         sweep(base, [], AXES, tmp_path / "s")
 
 
