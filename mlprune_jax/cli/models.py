@@ -129,6 +129,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each variant.")] = 10,
     implementation: Implementation = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="First measure this device's cost table.")] = False,
+    seconds: Annotated[float, typer.Option(min=1, help="Of --calibrate; called again, it goes on.")] = 300.0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file; a run's own bench.json else.")
     ] = None,
@@ -144,7 +145,7 @@ def bench(
 
         if folder is None and not calibrate:
             raise ConfigError("nothing to time", hint="name a finished model, or pass --calibrate")
-        result = {"table": str(benching.calibrate_device())} if calibrate else {}
+        result = benching.calibrate_device(seconds) if calibrate else {}
         if folder is None:
             return result
         result |= benching.bench_to_file(

@@ -25,8 +25,8 @@ from mlprune_jax.models.names import Kind, expected_shapes
 from mlprune_jax.pruning.density import dense_size, encoder_size
 from mlprune_jax.pruning.granularity import format_block
 from pallas_kernels import Implementation, KernelError
-from pallas_kernels.block_sparse_matmul.calibrate import calibrate
-from pallas_kernels.block_sparse_matmul.costs import user_table_path
+from pallas_kernels.block_sparse_matmul.calibrate import BLOCKS, SHAPES, calibrate, usual_dtypes
+from pallas_kernels.block_sparse_matmul.costs import CostTable, user_table_path
 from pallas_kernels.device import hardware_name
 from pallas_kernels.timing import measure_interleaved, ratio
 
@@ -113,18 +113,36 @@ def _describe(decision: Decision, bucket: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def calibrate_device() -> Path:
-    """Measure this device's products and store them where the dispatcher looks for them."""
+def calibrate_device(seconds: float) -> dict[str, Any]:
+    """Measure this device's products, for so many seconds, and store them where the dispatcher looks for them.
+
+    Returns:
+        ``{"table", "measured"}``: its file, and for each dtype and block shape how many products of each matrix the
+        table has now, 0 where time ran out before.
+
+    Raises:
+        ConfigError: the table has no place, or no sparse product runs on this device.
+    """
     try:
         path = user_table_path(hardware_name())
         path.parent.mkdir(parents=True, exist_ok=True)
     except (RuntimeError, OSError) as error:  # there is no home, or none that may be written to
         raise ConfigError(f"this device's table has no place: {error}", hint="set XDG_CACHE_HOME") from error
     try:
-        calibrate(path, details={"command": "mlprune bench --calibrate"}, report=_log.info)
+        details = {"command": "mlprune bench --calibrate"}
+        table = calibrate(path, seconds_limit=seconds, details=details, report=_log.info)
     except KernelError as error:
         raise ConfigError(f"this device cannot be calibrated: {error}") from error
-    return path
+    return {"table": str(path), "measured": _count_products(table)}
+
+
+def _count_products(table: CostTable) -> list[dict[str, Any]]:
+    counts = Counter((entry.dtype, entry.block_shape, entry.shape) for entry in table.entries)
+    return [
+        {"dtype": dtype, "block": format_block(block)}
+        | {format_block(shape): counts[dtype, block, shape] for shape in SHAPES}
+        for dtype, block in product(usual_dtypes(), BLOCKS)
+    ]
 
 
 def compile_variants(

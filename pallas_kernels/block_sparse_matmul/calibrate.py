@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import cycle, product
@@ -27,6 +28,7 @@ from pallas_kernels.formats import BlockShape, BlockSparse, to_dense
 from pallas_kernels.timing import measure_interleaved, ratio
 
 Product = Callable[[jax.Array, Any], jax.Array]
+Matrix = tuple[BlockShape, str, tuple[int, int]]  # its blocks, dtype and shape
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (768, 2304))
 BLOCKS: tuple[BlockShape, ...] = ((32, 32), (64, 64), (16, 16))
@@ -64,7 +66,8 @@ def calibrate(
     """Measure the default device and write its table, after every cell, in one step each.
 
     A cell is left out once the same product was hopeless with fewer blocks, and of a cell an implementation that fails.
-    Cells of the device that the file held and that are not measured now stay in it. Masks are random.
+    Cells of the device that the file held and that are not measured now stay in it; the matrices that it holds fewest
+    of come first, so that a calibration goes on where time ran out for the one before. Masks are random.
 
     Args:
         path: of the table; ``None`` is the user's own, which is used from then on.
@@ -73,9 +76,9 @@ def calibrate(
         densities: stored blocks over all blocks.
         tokens, side_by_side, dtypes: tokens of a call alone, of calls side by side; ``None`` picks by platform.
         rounds: measurements of each implementation in a cell.
-        seconds_limit: no new cell is begun after that; the first cells are the most telling.
+        seconds_limit: no new cell is begun after that, which is reported; the first cells are the most telling.
         details: what else to write down of the run, such as the command.
-        report: told a line per cell.
+        report: told a line per cell, and what time ran out for.
 
     Returns:
         The table that was written.
@@ -94,7 +97,8 @@ def calibrate(
     started = time.monotonic()
     measured = {"date": time.strftime("%Y-%m-%d"), "jax": jax.__version__, "rounds": rounds} | (details or {})
     table = CostTable(device.hardware_name(), measured, ())
-    for block_shape, dtype, shape in product(blocks, dtypes, SHAPES if shapes is None else shapes):
+    matrices = _fewest_first(product(blocks, dtypes, SHAPES if shapes is None else shapes), before)
+    for place, (block_shape, dtype, shape) in enumerate(matrices):
         for entry in _ascending(dtype, shape, block_shape, densities, loads, rounds, report):
             if entry is not None:
                 gain = max(entry.seconds["dense"] / s for name, s in entry.seconds.items() if name != "dense")
@@ -104,8 +108,31 @@ def calibrate(
                 load = f"{entry.at_once} x {entry.tokens} tokens"
                 report(f"{dtype} {shape} {block_shape} {entry.density:.2f} {load}: {gain:.2f}x dense")
             if time.monotonic() - started > seconds_limit:
-                return _finished(table, before)
+                whole = _finished(table, before)
+                report(_time_over(seconds_limit, len(table.entries), matrices[place:]))
+                return whole
     return _finished(table, before)
+
+
+def _fewest_first(matrices: Iterable[Matrix], before: CostTable) -> list[Matrix]:
+    """Matrices by how many cells an earlier table holds of them; where it holds as many, in their order."""
+    held = Counter((entry.block_shape, entry.dtype, entry.shape) for entry in before.entries)
+    return sorted(matrices, key=lambda matrix: held[matrix])
+
+
+def _time_over(seconds: float, products: int, unfinished: Sequence[Matrix]) -> str:
+    shapes: dict[str, list[str]] = {}
+    for block_shape, dtype, shape in unfinished:
+        shapes.setdefault(f"{dtype} {_sides(block_shape)}", []).append(_sides(shape))
+    left = "; ".join(f"{kind}: {', '.join(each)}" for kind, each in shapes.items())
+    return (
+        f"time is over ({seconds:.0f} s): {products} products measured, not to the end {left}. "
+        "Another calibration begins with the matrices that have the fewest measurements"
+    )
+
+
+def _sides(shape: tuple[int, int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
 
 
 def _finished(table: CostTable, before: CostTable) -> CostTable:

@@ -1,6 +1,8 @@
 """The bench command, on a block-pruned model of 32 positions."""
 
 import json
+from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,8 @@ from mlprune_jax.errors import ConfigError
 from mlprune_jax.inference import bench
 from mlprune_jax.inference.stored import save_masks
 from mlprune_jax.models.pretrained import save_pretrained
+from pallas_kernels.block_sparse_matmul import calibrate as calibration
+from pallas_kernels.block_sparse_matmul.calibrate import calibrate
 from tests.inference.conftest import CONFIG, masked
 
 
@@ -74,8 +78,30 @@ def test_a_calibration_needs_a_place_for_its_table(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is where there is no home
     with pytest.raises(ConfigError, match=r"no place.*\n.*XDG_CACHE_HOME"):
-        bench.calibrate_device()
+        bench.calibrate_device(1.0)
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"no place.*file.*\n.*XDG_CACHE_HOME"):
-        bench.calibrate_device()
+        bench.calibrate_device(1.0)
+
+
+def test_a_calibration_says_what_its_table_has(command, tmp_path, monkeypatch, caplog):
+    """Found by a newcomer: the end showed a path, and the table lacked most of what the document names."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(calibration, "_measure", lambda *_: ({"dense": 2.0, "xla": 1.0}, 2.0))
+    monkeypatch.setattr(bench, "usual_dtypes", lambda: ("float32", "bfloat16"))
+    asked = {}
+    monkeypatch.setattr(
+        bench, "calibrate", lambda *a, **k: asked.update(k) or calibrate(*a, **k | {"seconds_limit": 0.0})
+    )
+    done = command("bench", "--calibrate", "--seconds", "7", "--json", "-q")
+    assert done.exit_code == 0, done.output
+    assert asked["seconds_limit"] == 7
+    told = json.loads(done.stdout)
+    assert list(tmp_path.glob("mlprune/costs/*.json")) == [Path(told["table"])]
+    kinds = [(row["dtype"], row["block"]) for row in told["measured"]]
+    assert kinds == list(product(("float32", "bfloat16"), ("32x32", "64x64", "16x16")))
+    counts = [[row[shape] for shape in ("768x768", "3072x768", "768x3072", "768x2304")] for row in told["measured"]]
+    assert counts == [[1, 0, 0, 0]] + [[0, 0, 0, 0]] * 5
+    assert command("bench", "--calibrate").exit_code == 0
+    assert "time is over" in caplog.text

@@ -111,3 +111,22 @@ def test_calibration_leaves_out_the_hopeless_and_keeps_its_time(tmp_path, monkey
     table = calibration.calibrate(tmp_path / "a.json", densities=[0.25, 0.5], **facts)
     assert [(each.density, each.tokens) for each in table.entries] == [(0.25, 4), (0.25, 8)]
     assert len(calibration.calibrate(tmp_path / "b.json", seconds_limit=0.0, **facts).entries) == 1
+
+
+def test_what_time_ran_out_for_is_said_and_comes_first_in_the_next(tmp_path, monkeypatch):
+    """Found by a newcomer: it ended part-way, said nothing of that, and began with the same again."""
+    monkeypatch.setattr(calibration, "_measure", lambda *_: ({"dense": 2.0, "xla": 1.0}, 2.0))
+    facts = {"shapes": [(64, 64), (128, 64)], "blocks": [(32, 32), (16, 16)], "densities": [0.25, 0.5], "tokens": [4]}
+    facts |= {"dtypes": ["float32"], "side_by_side": []}
+    lines, measured = [], []
+    for _ in range(4):
+        table = calibration.calibrate(tmp_path / "a.json", seconds_limit=0.0, report=lines.append, **facts)
+        measured.append((table.entries[0].block_shape, table.entries[0].shape))
+    assert measured == [((32, 32), (64, 64)), ((32, 32), (128, 64)), ((16, 16), (64, 64)), ((16, 16), (128, 64))]
+    left = "float32 32x32: 64x64, 128x64; float32 16x16: 64x64, 128x64"
+    assert f"time is over (0 s): 1 products measured, not to the end {left}." in lines[1]
+    assert "begins with the matrices that have the fewest" in lines[1]
+    assert len(table.entries) == 4
+    whole, lines = calibration.calibrate(tmp_path / "a.json", report=lines.append, **facts), lines[8:]
+    assert len(whole.entries) == 8
+    assert not any("time is over" in line for line in lines)
