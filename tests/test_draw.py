@@ -33,7 +33,7 @@ def test_a_score_of_nothing_known_says_so(draw):
 def test_a_model_above_its_dense_original_is_in_sight(draw, tmp_path, final):
     stages = {name: {"mcc": mcc, "density": {"encoder": mcc}} for name, mcc in (("dense", 0.875), ("blocks", final))}
     (tmp_path / "minilm_a_seed0.json").write_text(json.dumps({"stages": stages}))
-    row = {"variant": "packed", "speedup": 2.0, "batch": 1, "length": 8}
+    row = {"variant": "packed", "speedup_within_rounds": 2.0, "batch": 1, "length": 8}
     (tmp_path / "bench_minilm_a_seed0.json").write_text(json.dumps({"rows": [row]}))
     axes = figure.Figure().subplots()
     draw.draw_speed(axes)
