@@ -39,8 +39,9 @@ def export_model(path: AnyPath, output: AnyPath, to: str, *, dtype: str = "float
         path: a run's folder or a model folder.
         output: a new or empty folder.
         to: "hf", a dense Hugging Face folder in which what was removed is there again as zeros: any BERT code reads it
-            and gives the same answers, at the dense model's size and speed. "stablehlo": see `export_function`. "onnx":
-            an ONNX file of the same small model, which needs the package onnx (extra ``onnx``).
+            and gives the same answers to the same tokens, at the dense model's size and speed. "stablehlo": see
+            `export_function`. "onnx": an ONNX file of the same small model, which needs the package onnx (extra
+            ``onnx``).
         dtype: of the weights and operands of "stablehlo".
 
     Returns:
@@ -120,8 +121,9 @@ def _write_file(model: LoadedModel, output: Path, name: str, content: bytes, tol
     """A model in one file, and beside it what its caller must know."""
     served = model.served
     (output / name).write_bytes(content)
-    facts = {"max_length": served.config.max_position_embeddings, "kind": served.kind, "labels": _labels(model)}
-    write_model_json(output / FACTS, {"file": name} | told | facts)
+    sizes = {"max_length": max(model.usual_lengths()), "positions": served.config.max_position_embeddings}
+    facts = {"kind": served.kind, "labels": _labels(model)}
+    write_model_json(output / FACTS, {"file": name} | told | sizes | facts)
 
 
 def _labels(model: LoadedModel) -> tuple[str, ...] | None:

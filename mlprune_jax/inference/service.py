@@ -108,7 +108,7 @@ class LoadedModel(NamedTuple):
             ConfigError: sizes or a dtype that cannot be, lengths without room for a text, or for a context beside its
                 question, an implementation that the device cannot run, or a cost table of another device.
         """
-        lengths = check_sizes("lengths", self._usual_lengths() if lengths is None else lengths)
+        lengths = check_sizes("lengths", self.usual_lengths() if lengths is None else lengths)
         self._check_room(max(lengths))
         compiled = compile_model(
             self.served,
@@ -120,7 +120,8 @@ class LoadedModel(NamedTuple):
         )
         return (AnswerPredictor if self.served.kind == "span" else ClassPredictor)(compiled, self, max(lengths))
 
-    def _usual_lengths(self) -> list[int]:
+    def usual_lengths(self) -> list[int]:
+        """Tokens of a row where nobody says another number: texts are cut at the greatest."""
         positions = self.served.config.max_position_embeddings
         untold = UNTOLD if self.served.kind == "span" else None  # spans are read in windows, not cut
         trained = stored_task(self.folder) or untold

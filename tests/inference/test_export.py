@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax.export
 import numpy as np
@@ -100,6 +101,16 @@ def test_a_graph_is_a_file(folder, wanted, tmp_path):
     close(ReferenceEvaluator(str(tmp_path / "out" / GRAPH)).run(None, feed(batch()))[0], wanted)
     facts = json.loads((tmp_path / "out" / FACTS).read_text())
     assert (facts["file"], facts["kind"], facts["labels"]) == (GRAPH, "classification", list(LABELS))
+    assert (facts["max_length"], facts["positions"]) == (16, 32)  # where the run cut its texts; the most it can read
+
+
+def test_a_model_of_another_origin_is_cut_as_load_cuts_it(model, folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "model")
+    save_pretrained(tmp_path / "model", model.config, model.params, kind="classification")
+    monkeypatch.setattr("mlprune_jax.inference.service.LENGTHS", (8, 24))
+    export_model(tmp_path / "model", tmp_path / "out", "stablehlo")
+    facts = json.loads((tmp_path / "out" / FACTS).read_text())
+    assert (facts["max_length"], facts["positions"]) == (24, 32)
 
 
 def feed(inputs):
