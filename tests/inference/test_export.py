@@ -3,12 +3,16 @@
 import json
 import os
 import shutil
+import sys
+from types import SimpleNamespace
 
+import jax
 import jax.export
 import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
+from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from mlprune_jax.cli import app
@@ -22,6 +26,7 @@ from mlprune_jax.inference.service import load
 from mlprune_jax.inference.stored import save_masks
 from mlprune_jax.models.model_folder import PRUNING, STAGING
 from mlprune_jax.models.pretrained import save_pretrained
+from tests.documents import examples, execute
 from tests.inference.conftest import CONFIG, batch, close, masked, plain_logits, with_mask
 
 LABELS = ("bad", "good")
@@ -111,6 +116,29 @@ def test_a_model_of_another_origin_is_cut_as_load_cuts_it(model, folder, tmp_pat
     export_model(tmp_path / "model", tmp_path / "out", "stablehlo")
     facts = json.loads((tmp_path / "out" / FACTS).read_text())
     assert (facts["max_length"], facts["positions"]) == (24, 32)
+
+
+@pytest.mark.parametrize("to", ["onnx", "stablehlo"])
+def test_texts_are_answered_as_the_document_says(folder, tmp_path, monkeypatch, to):
+    """Also longer ones, whatever the tokenizer's own file says: found by a newcomer."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=ReferenceEvaluator))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "model")
+    tokenizer = Tokenizer.from_file("model/tokenizer.json")
+    tokenizer.enable_truncation(12)
+    tokenizer.enable_padding(length=24)
+    tokenizer.save("model/tokenizer.json")
+    export_model("model", "out", to)
+    texts = ["its plot was not very good", "good " * 40]
+    *_, tokenizing, onnx_runtime, function = examples("docs/inference.md")
+    done = execute(tokenizing, texts=texts)
+    assert [len(row) for row in done["inputs"]["input_ids"]] == [16, 16]
+    done = execute(onnx_runtime if to == "onnx" else function, **done)
+    predictions = load("model").compile(batch_sizes=[2], dtype="float32")(texts)
+    wanted = np.log([prediction.probabilities for prediction in predictions])
+    close(jax.nn.log_softmax(done["logits"]), wanted)
+    if to == "onnx":
+        assert done["classes"] == [prediction.label for prediction in predictions]
 
 
 def feed(inputs):
