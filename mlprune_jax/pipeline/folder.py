@@ -170,6 +170,14 @@ class RunFolder:
             )
         self.describe(identity=identity)
 
+    def read_summary(self) -> dict[str, Any] | None:
+        """What a finished run reported; ``None`` where there is nothing yet, or what is there is damaged."""
+        try:
+            return read_json(self.summary) if self.summary.is_file() else None
+        except IntegrityError as error:
+            _log.warning("%s; it is written again", error.message)
+            return None
+
     def has_final(self) -> bool:
         """Whether the final model is what was written."""
         try:

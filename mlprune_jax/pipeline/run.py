@@ -20,7 +20,7 @@ from mlprune_jax.config.settings import PruneStage, RunConfig, TrainSettings
 from mlprune_jax.data.demo import write_demo
 from mlprune_jax.data.encode import form_tokens, load_tokenizer
 from mlprune_jax.errors import ConfigError, DataError, Preempted
-from mlprune_jax.files import AnyPath, home_path, read_json
+from mlprune_jax.files import AnyPath, home_path
 from mlprune_jax.inference.stored import load_masks
 from mlprune_jax.manifest import write_manifest
 from mlprune_jax.models.model_folder import model_digest
@@ -108,11 +108,10 @@ def resume(workdir: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
     folder = RunFolder(home_path(workdir))
     if not folder.resolved.is_file():
         raise DataError(f"{workdir} holds no run", hint="start one with `mlprune prune`")
-    if folder.summary.is_file():
-        summary = read_json(folder.summary)
-        if folder.has_final():
-            folder.describe(state="finished")  # a kill can have come before that was said
-            return summary
+    summary = folder.read_summary()
+    if summary is not None and folder.has_final():
+        folder.describe(state="finished")  # a kill can have come before that was said
+        return summary
     with folder.locked(), StopRequest() as stopping:
         return _finish(_Run(load_config(RunConfig, folder.resolved), folder, quiet=quiet, stopping=stopping))
 

@@ -11,7 +11,7 @@ from filelock import FileLock
 from orbax.checkpoint import v1 as ocp
 
 from mlprune_jax.errors import ConfigError, MLPruneError
-from mlprune_jax.files import write_text
+from mlprune_jax.files import write_json, write_text
 from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pipeline.run import _finish
 from mlprune_jax.training.checkpoint import save_state
@@ -45,6 +45,16 @@ def test_a_folder_that_is_not_empty_is_refused(folder):
     with pytest.raises(ConfigError) as refused:
         folder.check_unused()
     assert refused.value.hint.startswith(f"continue it with `mlprune resume {folder.root}`")
+
+
+def test_a_damaged_summary_is_written_again(folder, caplog):
+    folder.root.mkdir()
+    assert folder.read_summary() is None
+    write_json(folder.summary, {"final": {}})
+    assert folder.read_summary() == {"final": {}}
+    folder.summary.write_text("")
+    assert folder.read_summary() is None
+    assert "summary.json cannot be read" in caplog.text
 
 
 def test_one_process_at_a_time(folder):
