@@ -277,7 +277,6 @@ def test_unfinished_run_is_no_model(refused, unfinished):
 @pytest.mark.parametrize(
     ("file", "told"),
     [
-        ("summary.json", "run/summary.json"),
         ("stages/dense/stage.json", "run/stages/dense is damaged: stage.json has"),
         ("stages/dense/mlprune.manifest.json", "run/stages/dense/mlprune.manifest.json"),
     ],
