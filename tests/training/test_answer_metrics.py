@@ -43,7 +43,7 @@ def questions(*answers):
 
 def test_the_best_gold_answer_counts_and_what_has_no_entry_scores_0():
     asked = questions(("x y", "x"), ("z",), ("w",))
-    scores = score_answers(asked, {"a": "x", "b": "z v", "of another file": "w"})
+    scores = score_answers(asked, {"a": "x", "b": "z v", "of another file": "w", "too": "w"})
     assert scores == {"f1": pytest.approx((1 + 2 / 3) / 3), "exact_match": pytest.approx(1 / 3), "examples": 3} | {
         "unanswered": 1
     }

@@ -4,19 +4,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, matthews_corrcoef
 
 from mlprune_jax.config.distillation import Distillation
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.settings import HeadRowStage, TrainSettings
+from mlprune_jax.data.batches import eval_batches
+from mlprune_jax.data.encode import Encoded as Split
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.bert import Encoded
 from mlprune_jax.models.tasks import Outputs
 from mlprune_jax.pruning.density import HeadRowCost
 from mlprune_jax.pruning.granularity import HEAD, ROW, find_groups
 from mlprune_jax.training.arrival import arriving
-from mlprune_jax.training.losses import distillation_loss, logit_divergence, task_loss
-from mlprune_jax.training.metrics import METRICS
+from mlprune_jax.training.losses import (
+    attention_distance,
+    distillation_loss,
+    hidden_distance,
+    logit_divergence,
+    task_loss,
+)
+from mlprune_jax.training.metrics import METRICS, evaluate
 from mlprune_jax.training.optimizer import linear_schedule, ramped_target, weight_optimizer
 
 rng = np.random.default_rng(0)
@@ -43,6 +50,18 @@ def test_distillation_equals_its_formula():
     assert terms["hidden"] == pytest.approx(0.5 * sum(float(jnp.square(s - t).mean()) for s, t in pairs), rel=1e-5)
     gap = jnp.square(student.encoded.attentions[0] - teacher.encoded.attentions[0]).mean()
     assert terms["attention"] == pytest.approx(0.25 * float(gap), rel=1e-5)
+
+
+def test_distances_are_means_over_what_counts():
+    """Not over all there is, where a batch of more padding would weigh less."""
+    one, other = outputs(seed=1).encoded, outputs(seed=2).encoded
+    weights, real = MASK.astype(jnp.float32), np.asarray(MASK) == 1
+    gaps = np.square(np.asarray(one.hidden_states[0]) - np.asarray(other.hidden_states[0])).mean(-1)
+    found = hidden_distance(one.hidden_states[0], other.hidden_states[0], weights)
+    assert found == pytest.approx(gaps[real].mean(), rel=1e-5)
+    gaps = np.square(np.asarray(one.attentions[0]) - np.asarray(other.attentions[0])).mean(1)
+    found = attention_distance(one.attentions[0], other.attentions[0], weights)
+    assert found == pytest.approx(gaps[real[:, :, None] & real[:, None, :]].mean(), rel=1e-5)
 
 
 def test_distances_over_tokens_do_not_see_padding():
@@ -101,15 +120,44 @@ def test_task_losses():
     assert task_loss(jnp.asarray([[1.0], [3.0]]), jnp.asarray([0.0, 1.0]), "regression") == pytest.approx(2.5)
 
 
-def test_metrics_equal_scikit_learn_and_survive_constants():
-    gold, predicted = rng.integers(0, 2, 50), rng.integers(0, 2, 50)
-    assert METRICS["accuracy"](gold, predicted) == np.mean(gold == predicted)
-    assert METRICS["f1"](gold, predicted) == f1_score(gold, predicted)
-    assert METRICS["mcc"](gold, predicted) == matthews_corrcoef(gold, predicted)
+def test_regression_follows_its_teacher_by_the_square():
+    student, teacher = jnp.asarray([[1.0], [3.0]]), jnp.asarray([[0.0], [1.0]])
+    assert logit_divergence(student, teacher, 2.0, "regression") == pytest.approx(2.5)  # no temperature in it
+
+
+def test_metrics_by_hand_and_of_constants():
+    gold, predicted = np.array([1, 1, 1, 1, 0, 0, 0, 0]), np.array([1, 1, 0, 0, 1, 0, 0, 0])
+    right, missed, wrong, left = 2, 2, 1, 3
+    assert METRICS["accuracy"](gold, predicted) == (right + left) / 8
+    assert METRICS["f1"](gold, predicted) == pytest.approx(2 * right / (2 * right + missed + wrong))
+    assert METRICS["mcc"](gold, predicted) == pytest.approx((right * left - wrong * missed) / (3 * 4 * 4 * 5) ** 0.5)
+    assert METRICS["f1"](np.zeros(8, int), np.zeros(8, int)) == METRICS["mcc"](gold, np.zeros(8, int)) == 0
     line = np.arange(9.0)
     assert METRICS["pearson"](line, 2 * line + 1) == pytest.approx(1)
     assert METRICS["spearman"](line, np.exp(line)) == pytest.approx(1)
     assert METRICS["pearson"](line, np.ones(9)) == 0
+
+
+@pytest.mark.parametrize("batch_size", [3, 7])
+def test_an_evaluation_counts_every_example_once(batch_size):
+    """Whatever the batches, the last of which holds one example and two that fill it up."""
+    labels = np.array([4, 0, 6, 2, 5, 1, 3], np.float32)
+    split = Split(np.ones(28, np.int32), np.zeros(28, np.int32), np.arange(0, 29, 4, dtype=np.int64), labels, 0)
+
+    def forward(params, batch):
+        assert params == "those given"
+        return 2 * batch["labels"][:, None].astype(np.float64) + 1, batch["labels"] ** 2
+
+    batches = eval_batches(split, batch_size=batch_size, buckets=(4,))
+    found = evaluate(forward, "those given", batches, ("pearson", "spearman"), "regression")
+    assert found == {"pearson": pytest.approx(1), "spearman": pytest.approx(1), "loss": 13, "examples": 7}
+
+
+def test_an_evaluation_takes_the_likeliest_class():
+    batch = {"labels": np.array([2, 0, 1], np.int32), "weights": np.ones(3, np.float32)}
+    logits = np.array([[0, -1, 1], [3, 2, 1], [5, -5, 0]], np.float32)
+    found = evaluate(lambda *_: (logits, np.zeros(3, np.float32)), {}, [batch], ("accuracy",), "classification")
+    assert found["accuracy"] == pytest.approx(2 / 3)
 
 
 def test_schedules():

@@ -85,6 +85,18 @@ def test_one_bad_step_anywhere_leaves_no_trace(tmp_path, seed, caplog):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.trained)))
 
 
+def test_a_gradient_that_is_not_finite_is_left_out_though_the_loss_is():
+    """The squares of the errors are in float32's range, the square of the gradient's norm is not."""
+    given = next(batches(set())) | {"labels": np.full(4, 9.2e18, np.float32)}
+    state, layout = init_state({"params": init_params(MODEL, 0)}, OPTIMIZER), Layout()
+    before = jax.device_get(state)
+    after, metrics = jax.device_get(STEP(state, Fixed({}), layout.batch(given), layout.key(0)))
+    assert np.isfinite(metrics["loss"])
+    assert not np.isfinite(metrics["grad_norm"])
+    assert (after.skipped, after.skipped_in_all, after.step) == (1, 1, 1)
+    jax.tree.map(np.testing.assert_array_equal, (after.trained, after.opt_state), (before.trained, before.opt_state))
+
+
 def test_many_in_a_row_end_the_run_and_say_what_is_left(tmp_path):
     first = 7
     run, _, logged = train(tmp_path, set(range(first, STEPS + 1)))
@@ -95,6 +107,6 @@ def test_many_in_a_row_end_the_run_and_say_what_is_left(tmp_path):
     assert f"up to step {last}" in caught.value.message
     assert logged[-1][0] == last, "the metrics are written before the run ends"
     assert "00000015" in (caught.value.hint or "")
-    stored = np.load(tmp_path / f"batch-{last:08d}.npz")
-    assert np.isnan(stored["labels"]).all()
-    assert stored["input_ids"].shape == (4, 8)
+    with np.load(tmp_path / f"batch-{last:08d}.npz") as stored:
+        assert np.isnan(stored["labels"]).all()
+        assert stored["input_ids"].shape == (4, 8)
