@@ -180,6 +180,25 @@ def test_a_full_disk_stops_the_run_and_spares_what_is_there(copied, monkeypatch)
     same(checkpoints(copied).restore(state(0)), state(9))
 
 
+def test_a_save_that_failed_is_told_by_the_next(copied, monkeypatch):
+    written = manifest.write_manifest
+    outcomes = iter([OSError(28, "No space left on device")])
+
+    def full_once(folder, **facts):
+        for error in outcomes:
+            raise error
+        written(folder, **facts)
+
+    saved = checkpoints(copied)
+    monkeypatch.setattr("mlprune_jax.training.checkpoint.write_manifest", full_once)
+    saved.save(12, state(12))
+    with pytest.raises(MLPruneError, match=r"00000012.*No space left on device"):
+        saved.save(13, state(13))
+    saved.save(14, state(14))  # told once
+    saved.wait()
+    assert steps(copied) == ["00000009", "00000014"]
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(MLPruneError, match="cannot write "):
@@ -216,6 +235,18 @@ def test_a_best_that_is_damaged_is_told_and_no_worse_one_taken(tmp_path):
     for _ in range(2):  # the second time it lies in quarantine
         with pytest.raises(IntegrityError, match="00000002, which measured best, is damaged or gone"):
             checkpoints(tmp_path / "kept").restore(state(0))
+
+
+def test_a_best_that_is_damaged_while_training_goes_on_is_not_taken(tmp_path):
+    saved = checkpoints(tmp_path, keep=1)
+    for step, metric in ((1, 0.9), (2, 0.5)):
+        saved.save(step, state(step), metric)
+    saved.wait()
+    again = checkpoints(tmp_path, keep=1)
+    same(again.restore(state(0)), state(2))
+    flip(max((tmp_path / "00000001" / "state").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size))
+    with pytest.raises(IntegrityError, match="00000001 is damaged"):
+        again.restore_best(state(0))
 
 
 def test_where_the_newest_was_the_best_and_is_damaged_the_one_before_goes_on(tmp_path):

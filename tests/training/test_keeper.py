@@ -82,15 +82,24 @@ def test_asked_to_stop_it_saves_first():
 
 @jax.jit
 def count_step(state, fixed, batch, key):
-    return state._replace(step=state.step + 1), {"skipped": state.skipped}
+    return state._replace(step=state.step + 1), {"skipped": state.skipped, "drawn": jax.random.uniform(key)}
 
 
-def train(keeper, log, *, steps, log_every):
-    """`fit` over a step that only counts."""
+def train(keeper, log, *, steps, log_every, seed=0):
+    """`fit` over a step that only counts, and tells what it draws."""
     state = TrainState(*[jnp.int32(0)] * 3, {}, ())
     batches = [{"input_ids": np.zeros((1, 1), np.int32)}] * steps
-    more = {"seed": 0, "log": log, "log_every": log_every, "keeper": keeper, "layout": Layout(), "meter": Meter()}
+    more = {"seed": seed, "log": log, "log_every": log_every, "keeper": keeper, "layout": Layout(), "meter": Meter()}
     return fit(count_step, state, Fixed({}), batches, steps=steps, **more)
+
+
+def test_what_a_step_draws_follows_the_seed():
+    def drawn(seed):
+        logged = []
+        train(kept()[1], lambda _, values: logged.append(values["drawn"]), steps=1, log_every=1, seed=seed)
+        return logged
+
+    assert drawn(0) == drawn(0) != drawn(1)
 
 
 @pytest.mark.parametrize("at", [2, 3, 4, 5])

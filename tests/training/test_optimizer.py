@@ -9,14 +9,14 @@ import optax
 import pytest
 
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
-from mlprune_jax.config.settings import BlockStage, HeadRowStage
+from mlprune_jax.config.settings import BlockStage, HeadRowStage, TrainSettings
 from mlprune_jax.pipeline.stages import published_target
 from mlprune_jax.pruning.density import BlockCost, HeadRowCost, counted_budget, density
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
 from mlprune_jax.pruning.masks import init_scores
 from mlprune_jax.training.arrival import arriving
 from mlprune_jax.training.importance import first_scores
-from mlprune_jax.training.optimizer import clip_by_global_norm, pruning_optimizer
+from mlprune_jax.training.optimizer import clip_by_global_norm, plain_optimizer, pruning_optimizer
 
 
 def gradients(seed: int) -> Any:
@@ -52,6 +52,31 @@ def test_the_clip_is_that_of_optax(max_norm):
         for clip in (clip_by_global_norm(max_norm), optax.clip_by_global_norm(max_norm))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), own, other)
+
+
+def test_an_update_of_the_weights_by_hand():
+    """Clipped from a norm of 5 to 1, which Adam's own scaling hides unless epsilon is large; then decayed."""
+    settings = TrainSettings(learning_rate=0.1, warmup=0.0, adam_epsilon=1.0, weight_decay=0.5)
+    optimizer = plain_optimizer(settings, 10)
+    params = {"kernel": jnp.asarray([[2.0, -4.0]]), "bias": jnp.ones(1)}
+    found = {"kernel": jnp.asarray([[3.0, 4.0]]), "bias": jnp.zeros(1)}
+    with jax.numpy_dtype_promotion("standard"):  # as in the step: optax asks for it
+        updates, _ = optimizer.update(found, optimizer.init(params), params)
+    wanted = -0.1 * np.array([[0.6 / (0.6 + 1) + 0.5 * 2, 0.8 / (0.8 + 1) - 0.5 * 4]])
+    np.testing.assert_allclose(updates["kernel"], wanted, rtol=1e-5)
+    assert updates["bias"] == 0
+
+
+@pytest.mark.parametrize(("kept", "strength"), [(0.5, 900.0), (0.4, 225.0), (0.32, 60.0), (0.31, 7.0)])
+def test_the_penalty_is_as_strong_as_the_settings_say(kept, strength):
+    """Strongest with everything kept, which is half of the dense model here, and weak about the target of 0.3."""
+    strengths = {"max_strength": 900.0, "min_strength": 60.0, "weak_strength": 7.0, "weak_below": 3e-4}
+    stage = BlockStage(ramp=None, **strengths)
+    optimizer = pruning_optimizer(stage, 100, lambda scores: jnp.float32(kept) + 0 * scores["a"], 0.3, start=0.5)
+    params = {"params": {}, "scores": {"a": jnp.float32(0)}}
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = optimizer.update(params, optimizer.init(params), params)
+    assert state[0].strength == pytest.approx(strength, rel=1e-4)
 
 
 def test_weights_clipped_alone_do_not_feel_the_penalty():

@@ -9,6 +9,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from mlprune_jax.config.distillation import Distillation
+from mlprune_jax.config.geometry import LayerShape
 from mlprune_jax.config.settings import HeadRowStage, TrainSettings
 from mlprune_jax.models.tasks import TaskModel, init_params, predict_logits
 from mlprune_jax.pruning.density import HeadRowCost, counted_budget
@@ -62,15 +63,37 @@ def test_density_falls_without_recompilation(setting):
     assert {"loss", "task", "logit", "hidden", "attention", "grad_norm", "strength"} <= metrics.keys()
 
 
-def test_attention_is_not_compared_where_a_teacher_has_other_heads():
+def with_head(number):
+    layer = LayerShape(heads=(number,), ffn=tuple(range(CONFIG.intermediate_size)))
+    return CONFIG.model_copy(update={"layers": (layer,)})
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [(CONFIG, CONFIG.model_copy(update={"num_attention_heads": 4})), (with_head(0), with_head(1))],
+)
+def test_attention_is_not_compared_where_a_teacher_has_other_heads(own, other):
     """Found by review: whole layers passed as alike, with four heads beside two."""
-    teacher = TaskModel(CONFIG.model_copy(update={"num_attention_heads": 4}), "classification", 2)
-    optimizer = plain_optimizer(TrainSettings(), 10)
-    step = make_train_step(MODEL, optimizer, teacher=teacher, distillation=Distillation())
-    params = init_params(MODEL, 0)
-    state = init_state({"params": params}, optimizer)
-    _, metrics = jax.eval_shape(step, state, Fixed({}, None, init_params(teacher, 0)), batch(), KEY)
-    assert "hidden" in metrics
+    student, teacher = (TaskModel(config, "classification", 2) for config in (own, other))
+    still = optax.sgd(0.0)
+    step = make_train_step(student, still, teacher=teacher, distillation=Distillation())
+    state = init_state({"params": init_params(student, 0)}, still)
+    _, metrics = step(state, Fixed({}, None, init_params(teacher, 1)), batch(), KEY)
+    assert metrics["attention"] == 0 < metrics["hidden"]
+
+
+def test_the_task_loss_of_spans_does_not_see_what_stands_in_padding():
+    still = CONFIG.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    model, optimizer = TaskModel(still, "span", 2), optax.sgd(0.0)
+    step, params = make_train_step(model, optimizer), init_params(model, 0)
+    given = batch() | {"labels": np.array([[0, 4], [1, 1], [2, 3], [4, 4]], np.int32)}
+    given["attention_mask"][:, 5:] = 0
+    other = given | {"input_ids": np.where(given["attention_mask"] == 1, given["input_ids"], 0)}
+
+    def loss(inputs):
+        return float(step(init_state({"params": params}, optimizer), Fixed({}), inputs, KEY)[1]["task"])
+
+    assert loss(given) == pytest.approx(loss(other), rel=1e-6)
 
 
 def test_same_seed_and_step_give_the_same_bits(setting):
