@@ -5,6 +5,7 @@ import json
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
 from types import ModuleType
 
@@ -226,3 +227,15 @@ def test_markers_are_no_text_though_a_tokenizer_does_not_call_them_special(token
     plain = load_tokenizer(tmp_path)
     assert plain.all_special_ids == [tokenizer.pad_token_id]
     assert form_tokens(plain) == wanted
+
+
+def test_splits_of_other_labels_have_another_digest(tokenizer):
+    """Else a run would go on with labels that were changed meanwhile, and recall answers to others."""
+    labels = np.array([0, 1, 1], np.int32)
+    encoded = encode(Examples((["good film", "bad", "cast"],), labels, "x"), tokenizer, max_length=8)
+    assert replace(encoded, labels=labels.copy()).digest() == encoded.digest()
+    assert replace(encoded, labels=None).digest() != encoded.digest()
+    for name in ("input_ids", "token_type_ids", "offsets", "labels"):
+        changed = getattr(encoded, name).copy()
+        changed[1] += 1
+        assert replace(encoded, **{name: changed}).digest() != encoded.digest()

@@ -197,3 +197,52 @@ def test_examples_of_different_lengths():
 
 def test_texts_change_places_where_the_task_asks_whether_they_say_the_same():
     assert {name for name, task in GLUE.items() if task.symmetric} == {"mrpc", "stsb", "qqp"}
+
+
+def test_every_split_of_mnli_is_its_own_file(tmp_path):
+    splits = {
+        "train": "train.tsv",
+        "dev": "dev_matched.tsv",
+        "dev_mismatched": "dev_mismatched.tsv",
+        "test": "test_matched.tsv",
+        "test_mismatched": "test_mismatched.tsv",
+    }
+    for split, name in splits.items():
+        (tmp_path / name).write_text(f"sentence1\tsentence2\tgold_label\n{split}\tb\tneutral\n")
+    for split, name in splits.items():
+        examples = load_examples(GLUE["mnli"], tmp_path, split)
+        assert (examples.texts, examples.source) == (([split], ["b"]), str(tmp_path / name))
+    there = {split: GLUE["mnli"].split_names(split)[1] for split in splits}
+    assert there == {
+        "train": "train",
+        "dev": "validation_matched",
+        "dev_mismatched": "validation_mismatched",
+        "test": "test_matched",
+        "test_mismatched": "test_mismatched",
+    }
+
+
+def test_classes_of_the_hub_and_metrics_as_glue_has_them():
+    """The hub's names in the order of the files' ids."""
+    assert {name: task.hub_labels for name, task in GLUE.items()} == {
+        "cola": ("unacceptable", "acceptable"),
+        "sst2": ("negative", "positive"),
+        "mrpc": ("not_equivalent", "equivalent"),
+        "stsb": (),
+        "qqp": ("not_duplicate", "duplicate"),
+        "mnli": ("entailment", "neutral", "contradiction"),
+        "qnli": ("entailment", "not_entailment"),
+        "rte": ("entailment", "not_entailment"),
+        "wnli": ("not_entailment", "entailment"),
+    }
+    assert {name: task.metrics for name, task in GLUE.items()} == {
+        "cola": ("mcc",),
+        "sst2": ("accuracy",),
+        "mrpc": ("accuracy", "f1"),
+        "stsb": ("pearson", "spearman"),
+        "qqp": ("accuracy", "f1"),
+        "mnli": ("accuracy",),
+        "qnli": ("accuracy",),
+        "rte": ("accuracy",),
+        "wnli": ("accuracy",),
+    }

@@ -363,16 +363,76 @@ def test_block_masks_count_and_cut_whole_tiles(params, tiles):
     assert density(cost, kept) <= 0.4 < (cost.count(kept) + tiles[0] * tiles[1]) / dense_size(CONFIG)
 
 
-def test_counted_budget_is_the_count_with_the_gradient_of_r():
-    cost = HeadRowCost(CONFIG, HEAD_ROW, (8, 8))
-    thresholds = {g.name: jnp.float32(0.4) for g in HEAD_ROW}
+def half_of_all(params):
+    return shrink(params, masks_keeping(HEAD_ROW, init_scores(HEAD_ROW), {n: s // 2 for n, s in FULL.items()}), CONFIG)
+
+
+@pytest.mark.parametrize("shrunk", [False, True])
+def test_counted_budget_is_the_count_with_the_gradient_of_r(params, shrunk):
+    """R is over a model's own size and the count over the dense one's, of which half the units have 3176 of 7504."""
+    config, scale = (half_of_all(params)[1], 3176 / 7504) if shrunk else (CONFIG, 1.0)
+    groups = find_groups(config, (HEAD, ROW))
+    cost = HeadRowCost(config, groups, (8, 8))
+    thresholds = {g.name: jnp.float32(0.4) for g in groups}
     value, gradient = jax.value_and_grad(counted_budget(cost))(thresholds)
     kept = threshold_counts(cost, dict.fromkeys(FULL, 0.4))
     assert value == pytest.approx(density(cost, kept), rel=1e-6)
     expected = jax.grad(cost.budget)(thresholds)
-    scale = encoder_size(CONFIG) / dense_size(CONFIG)
     for name in FULL:
         assert gradient[name] == pytest.approx(float(expected[name]) * scale, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "cost", [HeadRowCost(CONFIG, HEAD_ROW), BlockCost(CONFIG, find_groups(CONFIG, (block((8, 8)),)))]
+)
+def test_a_temperature_divides_what_the_sigmoid_is_taken_of(cost):
+    values = np.linspace(-2, 3, len(cost.groups), dtype=np.float32)
+    thresholds = {g.name: jnp.float32(t) for g, t in zip(cost.groups, values, strict=True)}
+    cooled = {name: threshold / 4 for name, threshold in thresholds.items()}
+    assert cost.budget(thresholds, 4.0) == cost.budget(cooled, 1.0) != cost.budget(thresholds, 1.0)
+    value, gradient = jax.value_and_grad(counted_budget(cost, temperature=4.0))(thresholds)
+    wanted, steep = jax.value_and_grad(counted_budget(cost))(cooled)
+    assert value == pytest.approx(float(wanted), rel=1e-6)
+    for name in thresholds:
+        assert gradient[name] == pytest.approx(float(steep[name]) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("target", [0.2, 0.35, 0.5, 0.8])
+def test_a_cut_at_a_temperature_is_the_cut_of_divided_thresholds(target):
+    cost = HeadRowCost(CONFIG, HEAD_ROW)
+    thresholds = {g.name: float(t) for g, t in zip(HEAD_ROW, np.linspace(-2, 3, len(HEAD_ROW)), strict=True)}
+    kept = cut_to(cost, thresholds, target, temperature=3.0)
+    assert kept == cut_to(cost, {name: t / 3 for name, t in thresholds.items()}, target)
+    assert kept != cut_to(cost, thresholds, target)
+
+
+def test_masks_follow_the_temperature_and_the_gradient_of_thresholds():
+    """16 units, a threshold of 3 at temperature 3: 16 * sigmoid(1) = 11.7, so 12 stay."""
+    group = find_groups(CONFIG.model_copy(update={"hidden_size": 16}), (ROW,))[0]
+    worth = ranks = jnp.arange(16.0)
+
+    def kept_worth(threshold, gradient):
+        masks = compute_masks(
+            (group,), {group.name: -ranks}, {group.name: threshold}, temperature=3.0, threshold_gradient=gradient
+        )
+        return jnp.sum(jax.tree.leaves(masks)[0] * worth)
+
+    for gradient, slope in (("sum", 66.0), ("boundary", (11 + 12) / 2 * 16 * 0.1966119 / 3)):
+        value, found = jax.value_and_grad(kept_worth)(jnp.float32(3.0), gradient)
+        assert value == sum(range(12))
+        assert found == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize(("init", "width"), [("uniform", 0.2), ("kaiming_uniform", 1.0)])
+def test_each_group_draws_scores_of_its_own(init, width):
+    found = init_scores(HEAD_ROW, init, seed=1, scale=0.2)
+    assert len({float(value[0]) for value in found.values()}) == len(HEAD_ROW)
+    together = np.concatenate(list(found.values()))
+    assert -width <= together.min() < -0.9 * width
+    assert 0.9 * width < together.max() <= width
+    again, other = (init_scores(HEAD_ROW, init, seed=seed, scale=0.2) for seed in (1, 2))
+    jax.tree.map(np.testing.assert_array_equal, again, found)
+    assert not any(np.array_equal(other[name], found[name]) for name in found)
 
 
 def test_a_floor_that_binds_stops_the_gradient():

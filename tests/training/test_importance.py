@@ -8,11 +8,12 @@ import pytest
 from mlprune_jax.models.tasks import TaskModel, init_params, run_model
 from mlprune_jax.pruning.density import HeadRowCost
 from mlprune_jax.pruning.granularity import HEAD, ROW, block, find_groups
-from mlprune_jax.training.importance import evenly_ranked, fisher_scores, per_parameter
+from mlprune_jax.training.importance import evenly_ranked, first_scores, fisher_scores, per_parameter
 from mlprune_jax.training.losses import task_loss
 from tests.training.tiny import CONFIG
 
 MODEL = TaskModel(CONFIG, "classification", 3)
+NAMES = ("attention", "attention_output", "ffn", "ffn_output")
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,18 @@ def test_a_score_for_a_parameter_counts_all_that_leaves_with_a_unit(tiles):
             "ffn_output": inner + 1,
         }
     )
+
+
+def test_of_units_worth_the_same_the_cheaper_rank_higher_in_one_order():
+    groups = find_groups(CONFIG, (HEAD, ROW))
+    equal = {g.name: jnp.ones(g.units) for g in groups}
+    found = first_scores(equal, HeadRowCost(CONFIG, groups), 0.25, 0.75, one_order=True)
+    # 17 weights of a row of O, 33 of an FFN unit, 33 of a row of FC2, 8 * (4 * 16 + 3) of a head.
+    heads, rows, *others = (np.asarray(found[f"layer_0/{name}"]) for name in NAMES)
+    assert heads.max() < min(each.min() for each in others)
+    assert rows.min() > max(each.max() for each in others)
+    together = np.sort(np.concatenate(list(found.values())))
+    np.testing.assert_allclose(together, np.linspace(0.25, 0.75, together.size), atol=1e-6)
+    alone = first_scores(equal, HeadRowCost(CONFIG, groups), 0.25, 0.75, one_order=False)
+    for value in alone.values():
+        np.testing.assert_allclose(value, np.linspace(0.25, 0.75, value.size), atol=1e-6)
