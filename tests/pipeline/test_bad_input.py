@@ -9,7 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from mlprune_jax import pipeline
 from mlprune_jax.cli import app
+from mlprune_jax.errors import ConfigError
 from mlprune_jax.models.pretrained import save_pretrained
 from mlprune_jax.models.tasks import TaskModel, init_params
 from mlprune_jax.pipeline.folder import RunFolder
@@ -208,6 +210,12 @@ def test_a_teacher_whose_layers_cannot_be_compared(refused, tmp_path):
     refused(2, "has 1 layers of 32 features, the student 2 of 32", *prune("prune.heads_rows.teacher=shallow"))
     alone = prune("prune.heads_rows.teacher=shallow", "distillation.hidden_weight=0", "distillation.attention_weight=0")
     assert CliRunner().invoke(app, [*alone, "--dry-run"]).exit_code == 0
+
+
+def test_inputs_may_be_as_long_as_a_model_has_positions(tiny):
+    pipeline.plan(tiny.config(max_length=32, length_buckets=[32]))
+    with pytest.raises(ConfigError, match="max_length 33 is above the 32 positions of "):
+        pipeline.plan(tiny.config(max_length=33, length_buckets=[33]))
 
 
 @pytest.mark.parametrize("use", ["start_from", "teacher"])

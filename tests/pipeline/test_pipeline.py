@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from contextlib import contextmanager
 
 import jax
@@ -213,6 +214,38 @@ def test_every_stage_folder_loads(finished):
             sizes = matrix_shapes(model.config, shape)
             assert {matrix: kernel(layer, matrix).shape for matrix in MATRICES} == sizes
     assert load(finished / "stages" / "dense").config.layers == ()
+
+
+def test_pruning_leaves_the_embeddings_as_the_dense_stage_trained_them(finished, tiny):
+    """Steps 1 and 2, and the recovery of the second."""
+    start, dense, *pruned = (
+        load(folder).params["bert"]["embeddings"] for folder in (tiny.model, *(finished / "stages" / n for n in STAGES))
+    )
+    assert not np.array_equal(start["word"]["embedding"], dense["word"]["embedding"])
+    for embeddings in pruned:
+        jax.tree.map(np.testing.assert_array_equal, embeddings, dense)
+
+
+def test_blocks_are_taught_by_what_step_1_left_before_it_was_rounded(copied, monkeypatch):
+    (copied / "summary.json").unlink()
+    shutil.rmtree(copied / "stages" / "blocks")
+
+    class SeenError(Exception):
+        pass
+
+    def stop(context, student, teacher):
+        raise SeenError(student, teacher)
+
+    monkeypatch.setattr(sys.modules["mlprune_jax.pipeline.run"], "block_stage", stop)
+    with pytest.raises(SeenError) as seen:
+        pipeline.resume(copied, quiet=True)
+    folder = copied / "stages" / "heads_rows"
+    for found, wanted in zip(seen.value.args, (load(folder), load(folder / "teacher")), strict=True):
+        assert found.config == wanted.config
+        jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
+    rows = [[len(shape.ffn or range(64)) for shape in model.config.layer_shapes] for model in seen.value.args]
+    assert rows[0] == [-(-units // 8) * 8 for units in rows[1]]
+    assert seen.value.args[1].config.layers != ()
 
 
 def test_final_runs_from_its_folder_alone(finished, tiny, tmp_path):

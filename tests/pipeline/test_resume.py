@@ -22,6 +22,7 @@ from mlprune_jax.inference.service import load
 from mlprune_jax.manifest import MANIFEST
 from mlprune_jax.models.pretrained import save_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder, inspect_folder
+from mlprune_jax.pipeline.run import FREE_TO_CHANGE
 from mlprune_jax.pipeline.verification import verify_folder
 from mlprune_jax.training.keeper import Keeper
 from mlprune_jax.training.metrics import evaluate
@@ -373,3 +374,16 @@ def test_the_command_line_stops_with_75_and_survives_sigkill(undisturbed, tiny, 
     assert ended(process) == -signal.SIGKILL
     assert ended(start("resume", str(run))) == 0
     assert weights(run) == weights(undisturbed)
+
+
+def test_what_a_stopped_run_may_change_is_no_part_of_what_it_computes():
+    assert set(FREE_TO_CHANGE) == {
+        "offline",
+        "log_every",
+        "checkpoint_steps",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "fsdp",
+        "eval_batch_size",
+        "rematerialize",
+    }

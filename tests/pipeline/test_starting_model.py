@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from mlprune_jax import pipeline
+from mlprune_jax.data.demo import DEMO
 from mlprune_jax.inference.stored import save_masks
 from mlprune_jax.models.pretrained import load_pretrained, save_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder
+from mlprune_jax.pipeline.given import load_given
 from tests.pipeline.test_bad_input import write_headless
 
 
@@ -54,6 +56,23 @@ def test_fishers_order_of_an_untrained_head_is_said_to_say_little(tiny, tmp_path
         pipeline.plan(tiny.config(model=str(tmp_path / "headless"), prune=prune), tmp_path / "run")
         assert ("Fisher's order says little" in caplog.text) == told
         caplog.clear()
+
+
+def test_a_head_that_is_missing_is_drawn_from_the_runs_seed(tiny, tmp_path):
+    """That of the starting model, and that of a model which a stage starts from."""
+    base = tmp_path / "headless"
+    write_headless(base, tiny)
+    stage = {**tiny.settings["prune"]["blocks"], "start_from": str(base)}
+
+    def heads(seed):
+        config = tiny.config(model=str(base), seed=seed, prune={**tiny.settings["prune"], "blocks": stage})
+        given = load_given(config, base, DEMO, 2)
+        assert given.start.fresh_head
+        return [model.params["head"]["kernel"] for model in (given.start.model, given.named[str(base)])]
+
+    for one, again, other in zip(heads(1), heads(1), heads(0), strict=True):
+        np.testing.assert_array_equal(one, again)
+        assert not np.any(one == other)
 
 
 def test_pruned_tiles_of_a_starting_model_are_not_lost_unsaid(tiny, tmp_path, caplog):
