@@ -224,7 +224,7 @@ def concat_columns(matrices: Sequence[BlockSparse]) -> BlockSparse:
 
 
 def bucket_size(blocks: int) -> int:
-    """The number of blocks to pad ``blocks`` to: at least 8, at most an eighth above, few enough to be shared."""
+    """The number of blocks to pad ``blocks`` to: a multiple of 8, less than 8 or an eighth above, few to be shared."""
     if blocks <= 8:
         return 8
     step = 1 << max((blocks - 1).bit_length() - 4, 3)

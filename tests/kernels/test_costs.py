@@ -62,6 +62,12 @@ def test_ratio_is_interpolated(facts, ratio):
     assert found.implementation == "xla"
 
 
+def test_the_nearer_of_two_matrices_counts_more():
+    """At 640, 512 is a quarter less and 1000 twice a quarter more: weights of 2 and 1 on the ratios' logarithms."""
+    both = replace(TABLE, entries=(entry(8.0, 0.1, 128), entry(27.0, 0.1, 128, (1000, 512))))
+    assert chosen(table=both, shape=(640, 512)).ratio == pytest.approx(4.0 * 3.0)
+
+
 @pytest.mark.parametrize(
     "facts",
     [

@@ -119,7 +119,8 @@ def test_concat_columns_refuses_what_does_not_fit():
 def test_bucket_sizes_rise_and_stay_close():
     sizes = [bucket_size(n) for n in range(1, 3000)]
     assert sizes == sorted(sizes)
-    assert all(n <= size <= max(8, n + max(8, n / 8)) for n, size in enumerate(sizes, 1))
+    assert all(size % 8 == 0 and n <= size < n + max(8, n / 8) for n, size in enumerate(sizes, 1))
+    assert [bucket_size(size) for size in sizes] == sizes
     assert len(set(sizes)) < 80
 
 
