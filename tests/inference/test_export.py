@@ -93,9 +93,9 @@ def test_a_graph_takes_any_batch_and_length(kind):
         close(found, wanted)
 
 
-def test_a_graph_knows_both_gelus(model):
-    for activation in ("gelu", "gelu_new"):
-        config = model.config.model_copy(update={"hidden_act": activation})
+def test_a_graph_knows_both_gelus_and_the_epsilon(model):
+    for change in ({"hidden_act": "gelu"}, {"hidden_act": "gelu_new"}, {"layer_norm_eps": 0.1}):
+        config = model.config.model_copy(update=change)
         params, config = assemble(model.params, None, config, "float32")
         found = ReferenceEvaluator(build_graph(params, config, "classification")).run(None, feed(batch()))[0]
         close(found, plain_logits(config, model.params, "classification", batch()))

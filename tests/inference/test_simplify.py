@@ -52,6 +52,18 @@ def test_idle_parts_go_and_the_function_stays(edit, heads, units):
     close(plain_logits(small.config, small.params, "classification", inputs), wanted)
 
 
+def test_what_an_idle_unit_adds_goes_by_the_configs_gelu():
+    """tanh's here; biases of about 2 are where it is farthest from erf's."""
+    model = with_tiles(clear("ffn", "intermediate", np.s_[:, 1:3]))
+    ffn = model.params["bert"]["encoder"]["layer_0"]["ffn"]
+    bias = ffn["intermediate"]["bias"] = np.linspace(-3, 3, 64, dtype=np.float32)
+    config = CONFIG.model_copy(update={"hidden_act": "gelu_new"})
+    small = simplify(model._replace(config=config)).params["bert"]["encoder"]["layer_0"]["ffn"]
+    value = 0.5 * bias * (1 + np.tanh(np.sqrt(2 / np.pi) * (bias + 0.044715 * bias**3)))
+    wanted = ffn["output"]["bias"] + value[16:48] @ ffn["output"]["kernel"][16:48]
+    np.testing.assert_allclose(small["output"]["bias"], wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_masks_fit_what_is_left(seed):
     small = simplify(masked(kept=0.3, seed=seed))

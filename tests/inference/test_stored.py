@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from mlprune_jax.data.demo import VOCABULARY, write_demo
@@ -11,7 +12,7 @@ from mlprune_jax.inference.service import load
 from mlprune_jax.inference.stored import model_folder
 from mlprune_jax.manifest import MANIFEST, write_manifest
 from mlprune_jax.models.pretrained import save_pretrained
-from tests.inference.conftest import CONFIG, random_params
+from tests.inference.conftest import CONFIG, close, plain_logits, random_params
 
 
 @pytest.fixture
@@ -33,7 +34,12 @@ def rewritten(folder, **values):
 def test_one_output_is_a_regression(one_output, names):
     """As published cross-encoders have it, without a problem_type."""
     folder = rewritten(one_output, problem_type=None, architectures=None, **names)
-    [prediction] = load(folder).compile(batch_sizes=[1], lengths=[8])(["good"])
+    model = load(folder)
+    [prediction] = model.compile(batch_sizes=[1], lengths=[8])(["good"])
+    ids = np.asarray([model.tokenizer("good")["input_ids"]], np.int32)
+    inputs = ids, np.full(1, ids.shape[1], np.int32), np.zeros_like(ids)
+    config, params = model.served.config, model.served.params
+    close(prediction.score, plain_logits(config, params, "regression", inputs)[0, 0])
     assert prediction.label is None
     assert prediction.probabilities == ()
 
