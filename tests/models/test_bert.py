@@ -57,6 +57,53 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(apply(model, params, padded, mask).logits, apply(model, params).logits, atol=1e-6)
 
 
+def one_layer(**changes):
+    return CONFIG.model_copy(update={"num_hidden_layers": 1, **changes})
+
+
+def random_params(tiny, config, kind):
+    """Of a size by which attention chooses; biases and norms are random too."""
+    return jax.tree.map(lambda x: 0.5 * x, tiny.make_params(config, kind))
+
+
+def normalised(x, norm, epsilon):
+    spread = np.sqrt(x.var(-1, keepdims=True) + epsilon)
+    return (x - x.mean(-1, keepdims=True)) / spread * norm["scale"] + norm["bias"]
+
+
+def test_every_norm_has_the_configs_epsilon(tiny):
+    """The embeddings' and both of a layer, into which nothing else is added here."""
+    config = one_layer(layer_norm_eps=0.1)
+    params = random_params(tiny, config, "span")["bert"]
+    embeddings, layer = params["embeddings"], params["encoder"]["layer_0"]
+    for half in layer.values():
+        half["output"] = jax.tree.map(np.zeros_like, half["output"])
+    word, position, token_type = (embeddings[name]["embedding"] for name in ("word", "position", "token_type"))
+    first = normalised(word[IDS] + position[: IDS.shape[1]] + token_type[0], embeddings["norm"], 0.1)
+    second = normalised(normalised(first, layer["attention"]["norm"], 0.1), layer["ffn"]["norm"], 0.1)
+    found = apply(Bert(config, pool=False), params, hidden=True).hidden_states
+    np.testing.assert_allclose(found, [first, second], atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [(), SHRUNK[:1]], ids=["dense", "shrunk"])
+def test_attention_that_is_told_is_the_one_that_answers(tiny, layers):
+    """Found by review: without the reference arrays, nothing compared training's attention with evaluation's."""
+    model = TaskModel(one_layer(layers=layers), "span", 2)
+    params, mask, types = random_params(tiny, model.config, "span"), np.ones_like(IDS), np.zeros_like(IDS)
+    mask[0, 5:] = 0
+    told = jax.jit(partial(model.apply, attention=True))
+    with jax.default_matmul_precision("highest"):
+        found = told({"params": params}, IDS, mask, types)
+        other = told({"params": params}, IDS.at[:, 5:].set(7), mask, types)
+        wanted = apply(model, params, mask=mask)
+    np.testing.assert_allclose(found.logits, wanted.logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found.logits[0, :5], other.logits[0, :5])  # whatever stands at padding
+    assert float(jnp.abs(found.logits[1, :5] - other.logits[1, :5]).max()) > 0.01
+    [probabilities] = found.encoded.attentions
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    assert not probabilities[0, ..., 5:].any()
+
+
 @pytest.mark.parametrize(
     ("kind", "labels", "shape"), [("classification", 3, (2, 3)), ("regression", 1, (2, 1)), ("span", 2, (2, 9, 2))]
 )
@@ -135,6 +182,36 @@ def test_dropout_keeps_the_mean_and_drops_its_rate():
     assert float((y == 0).mean()) == pytest.approx(26 / 256, abs=0.02)
     assert float(y.max()) == pytest.approx(256 / 230)
     assert (Dropout(0.1).apply({}, x, train=False) == x).all()
+
+
+# The words drawn, of four keep decisions each: embeddings, both updates of a layer, pooled state; probabilities.
+DRAWN = {
+    "hidden_dropout_prob": [(2, 9, 8), (2, 9, 8), (2, 9, 8), (2, 8)],
+    "attention_probs_dropout_prob": [(2, 4, 9, 3)],
+}
+
+
+@pytest.mark.parametrize(("rate", "shapes"), DRAWN.items(), ids=DRAWN)
+def test_what_training_drops(tiny, rate, shapes, monkeypatch):
+    """Each draw that drops all changes the answer."""
+    config = one_layer(**{**dict.fromkeys(DRAWN, 0.0), rate: 0.5})
+    model, drawn = TaskModel(config, "classification", 3), []
+    params = random_params(tiny, config, "classification")
+
+    @jax.jit
+    def logits(dropping):
+        def bits(key, shape, dtype):
+            drawn.append(shape)
+            return jnp.where(dropping == len(drawn), jnp.zeros(shape, dtype), jnp.full(shape, 2**32 - 1, dtype))
+
+        monkeypatch.setattr(jax.random, "bits", bits)
+        options = {"train": True, "hidden": True, "rngs": {"dropout": jax.random.key(0)}}  # hidden: of every token
+        return model.apply({"params": params}, IDS, jnp.ones_like(IDS), jnp.zeros_like(IDS), **options).logits
+
+    kept = logits(0)
+    assert drawn == shapes
+    for place in range(1, len(shapes) + 1):
+        assert float(jnp.abs(logits(place) - kept).max()) > 0.1, place
 
 
 def test_erf_and_tanh_gelu_differ_slightly():

@@ -189,6 +189,14 @@ def test_deterministic_is_the_same_step_on_a_cpu():
     assert_close(one_step(MODEL), one_step(MODEL, deterministic=True))
 
 
+@pytest.mark.parametrize(("deterministic", "options"), [(True, {"xla_gpu_deterministic_ops": True}), (False, None)])
+def test_what_forbids_sums_in_any_order_reaches_the_compiler(deterministic, options, monkeypatch):
+    given, jit = [], jax.jit
+    monkeypatch.setattr(jax, "jit", lambda function, **rest: given.append(rest) or jit(function, **rest))
+    make_train_step(MODEL, plain_optimizer(TrainSettings(), 10), deterministic=deterministic)
+    assert [rest["compiler_options"] for rest in given] == [options]
+
+
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_train_step_and_forward_lower_for(setting, platform):
     step, fresh, fixed = setting
