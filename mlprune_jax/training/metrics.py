@@ -105,7 +105,7 @@ def _correlation(name: str, gold: np.ndarray, predicted: np.ndarray) -> float:
     # A constant prediction has no correlation; scipy would return NaN with a warning.
     if np.ptp(predicted) == 0 or np.ptp(gold) == 0:
         return 0.0
-    return getattr(stats, name)(gold, predicted).statistic
+    return float(getattr(stats, name)(gold, predicted).statistic)
 
 
 METRICS = {
