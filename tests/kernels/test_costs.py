@@ -294,6 +294,7 @@ def test_cpus_of_one_name_are_told_apart_by_generation(monkeypatch):
 
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.delenv("NPROC", raising=False)
     monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: {3}, raising=False)
     assert device.cores() == 1
 
