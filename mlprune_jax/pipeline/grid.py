@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +123,7 @@ def expand(file: Path | None, overrides: Sequence[str], axes: Axes, runs_folder:
             _add(runs, SweepRun(after, {place: settings[place] for place in of_dense}, dense, None))
             config = after_dense(config, runs_folder / after)
         _add(runs, SweepRun(_name(given), settings, config, after))
+    _check_distinct(runs.values())
     return sorted(runs.values(), key=lambda run: run.after is not None)
 
 
@@ -188,9 +189,13 @@ def _within(place: str, outer: str) -> bool:
 def _add(runs: dict[str, SweepRun], run: SweepRun) -> None:
     if runs.setdefault(run.name, run).config != run.config:
         raise ConfigError(f"two different runs would be named {run.name}", hint="write one of the values differently")
-    for other in runs.values():
-        if other.name != run.name and other.config == run.config:
-            raise ConfigError(f"{other.name} and {run.name} would be the same run", hint="name every value once")
+
+
+def _check_distinct(runs: Iterable[SweepRun]) -> None:
+    names: dict[RunConfig, str] = {}
+    for run in runs:
+        if (other := names.setdefault(run.config, run.name)) != run.name:
+            raise ConfigError(f"{other} and {run.name} would be the same run", hint="name every value once")
 
 
 def _name(settings: Mapping[str, Any]) -> str:

@@ -19,12 +19,12 @@ GAIN = 1 / 0.85
 """How many times as fast as dense a sparse implementation is predicted to be, at least, to be picked.
 
 On a CPU whose neighbours are busy, sparse products lose more speed than dense ones: a model of 32x32 blocks at density
-0.4 took from 0.78 to 1.09 of the time of its dense weights (such runs: `docs/speed/cpu.md`)."""
+0.4 took from 0.78 to 1.09 of the time of its dense weights (runs that are not stored)."""
 
 GAIN_BEYOND = 1 / 0.75
 """The same beyond what was measured: for a matrix with a side shorter than those it is judged by, which has less to do
 in as many steps, and for more tokens. Of 12 products of short sides predicted at 1.17 to 1.34 times as fast as dense,
-four were slower (`benchmarks/dispatch.py`, `docs/speed/cpu-products.md`)."""
+four were slower (`benchmarks/dispatch.py`, runs that are not stored)."""
 
 MOST_OCTAVES = 1.0
 """How far (in powers of two, of the side that differs more) a measured matrix may lie from the one in question."""

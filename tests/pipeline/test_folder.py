@@ -11,7 +11,7 @@ from filelock import FileLock
 from orbax.checkpoint import v1 as ocp
 
 from mlprune_jax.errors import ConfigError, MLPruneError
-from mlprune_jax.files import write_json, write_text
+from mlprune_jax.files import write_json
 from mlprune_jax.pipeline.folder import RunFolder
 from mlprune_jax.pipeline.run import _finish
 from mlprune_jax.training.checkpoint import save_state
@@ -77,12 +77,6 @@ def test_a_file_system_that_cannot_lock_is_named(folder, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", fails(errno.ENOLCK))
     with pytest.raises(ConfigError, match=r"cannot lock .*run: .*No locks available"):
         folder.locked().__enter__()
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", fails(errno.ENOSPC))
-    with pytest.raises(OSError, match=r"No space left on device: .*note\.txt"):
-        write_text(tmp_path / "note.txt", "text")
 
 
 def test_a_state_that_cannot_be_written_is_named(tmp_path, monkeypatch):
