@@ -101,6 +101,26 @@ def test_a_module_computes_as_the_settings_say(tiny, dtype):
     assert context(tiny, compute_dtype=dtype).module(GEOMETRY).dtype == jnp.dtype(dtype)
 
 
+def test_scores_are_of_float32_whatever_trained(tiny, whole, monkeypatch):
+    """So that `mlprune eval`, which computes in float32, finds the same."""
+    monkeypatch.setattr(stages, "score_split", lambda model, *_, **__: {"dtype": jnp.dtype(model.dtype)})
+    assert stages.score(context(tiny, compute_dtype="bfloat16"), whole) == {"dtype": jnp.float32}
+
+
+def test_fishers_order_is_measured_on_batches_that_fit_as_training_ones_do(tiny, whole, learn, monkeypatch):
+    """A batch that passes through the device in parts is too large to be taken whole."""
+    rows = []
+
+    def fisher(module, groups, params, batches, **_):
+        rows.extend({len(batch["labels"]) for batch in batches})
+        return init_scores(groups)
+
+    monkeypatch.setattr(stages, "fisher_scores", fisher)
+    stage = {"score_init": "fisher", "accumulate": 4, "batch_size": 16}
+    head_row_stage(stage_context(tiny, "heads_rows", stage, density=0.5), whole, None)
+    assert rows == [4]
+
+
 def test_the_blocks_of_a_shrunk_model_start_at_its_own_density(tiny, half, learn):
     """Of the dense encoder: a ramp from 1 would ask for more than there is."""
     block_stage(stage_context(tiny, "blocks", {"score_init": "constant"}, density=0.2), half, None)

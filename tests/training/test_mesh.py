@@ -16,6 +16,7 @@ FOUR_DEVICES = """if True:
     import json, sys
     from pathlib import Path
     import jax, numpy as np
+    from mlprune_jax.errors import ConfigError
     from mlprune_jax.training.checkpoint import Checkpoints
     from mlprune_jax.training.mesh import Layout
     folder = Path(sys.argv[1])
@@ -29,9 +30,15 @@ FOUR_DEVICES = """if True:
     whole = Checkpoints(folder / "whole", identity={}, keep=1).restore(like)
     turned = Layout(devices=jax.devices()[::-1])
     batch = turned.batch({"input_ids": np.arange(8).reshape(8, 1)})
+    layout.check_rows(8, "a batch")
+    try:
+        layout.check_rows(6, "a batch")
+    except ConfigError as error:
+        refused = str(error)
     parts = lambda leaf: [shard.data.shape for shard in leaf.addressable_shards]
     print(json.dumps({
         "devices": jax.device_count(),
+        "refused": refused,
         "big": parts(placed["big"]),
         "small": parts(placed["small"]),
         "back": bool((layout.to_host(placed)["big"] == tree["big"]).all()),
@@ -73,6 +80,7 @@ def test_on_four_devices_and_back(tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["devices"] == 4
+    assert told["refused"].startswith("a batch of 6 rows cannot be split over 4 devices")
     assert told["big"] == [[2, 2**13]] * 4
     assert told["small"] == [[4]] * 4
     assert told["back"]
