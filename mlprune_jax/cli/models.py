@@ -18,6 +18,7 @@ from mlprune_jax.cli.options import (
     Offline,
     Quiet,
     SkipDamaged,
+    names,
     numbers,
 )
 from mlprune_jax.cli.perform import Switches, perform
@@ -84,6 +85,7 @@ def predict(
     columns: Annotated[
         str | None, typer.Option(help="Columns of the texts, a,b for pairs; the task's otherwise.")
     ] = None,
+    keep: Annotated[str | None, typer.Option(help="Columns that come back with each prediction, id,label say.")] = None,
     task: Annotated[
         str | None, typer.Option(help="What the model is for, squad2 say, where its folder does not tell.")
     ] = None,
@@ -106,7 +108,8 @@ def predict(
             folder,
             *streams,
             table_format=table_format,
-            columns=tuple(name.strip() for name in columns.split(",")) if columns else None,
+            columns=names(columns) if columns else None,
+            keep=names(keep) if keep else (),
             task=task,
             skip_damaged=skip_damaged,
             batch_size=batch_size,

@@ -51,9 +51,14 @@ def as_overrides(options: dict[str, str | float | None], overrides: list[str] | 
     return given + (overrides or [])
 
 
+def names(text: str) -> tuple[str, ...]:
+    """``"id,label"`` as names."""
+    return tuple(name.strip() for name in text.split(","))
+
+
 def numbers(text: str, option: str) -> list[int]:
     """``"1,8,32"`` as numbers."""
-    parts = [part.strip() for part in text.split(",")]
+    parts = names(text)
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(f"{option} takes numbers of at least 1 with commas between, got {text!r}")
     return [int(part) for part in parts]

@@ -31,7 +31,7 @@ class Row(NamedTuple):
     """What one prediction is for.
 
     Attributes:
-        marks: what tells it apart in the output: its line in a table, its id where it has one.
+        marks: what tells it apart in the output: its line in a table, its id where it has one, columns that are kept.
         cells: its one text or two.
     """
 
@@ -46,6 +46,7 @@ def predict_file(
     *,
     table_format: str | None = None,
     columns: tuple[str, ...] | None = None,
+    keep: tuple[str, ...] = (),
     task: str | None = None,
     skip_damaged: bool = False,
     batch_size: int = 32,
@@ -65,6 +66,7 @@ def predict_file(
             length. A SQuAD file is read whole.
         table_format: "tsv", "csv", "jsonl", or "json" for SQuAD's layout; unset: the file's ending, jsonl for a stream.
         columns: of the one text or two; unset: those of the model's task. A span model's table may have an "id" too.
+        keep: further columns of a table, which come back with each prediction as the object "kept".
         task: what the model is for, where its folder does not say, see `load`.
         skip_damaged: leave damaged lines out and log each, instead of stopping there.
         batch_size: texts in one step.
@@ -74,7 +76,8 @@ def predict_file(
         How many predictions were written.
 
     Raises:
-        ConfigError: columns that the model cannot take, none known, or one file as source and output.
+        ConfigError: columns that the model cannot take, none known, columns to keep of a SQuAD file, or one file as
+            source and output.
         DataError: a file that is missing or damaged; predictions for the rows before the damage are written.
         ModelError: no model there.
     """
@@ -87,7 +90,8 @@ def predict_file(
     with _reading(source) as incoming, _writing(output) as outgoing:
         damaged: OnDamaged = "skip" if skip_damaged else "error"
         lines, header = _own_header(incoming, loaded, names) if ending == ".tsv" else (incoming, None)
-        rows = _rows(lines, ending, names, place, damaged, header=header, span=loaded.served.kind == "span")
+        span = loaded.served.kind == "span"
+        rows = _rows(lines, ending, names, place, damaged, keep=keep, header=header, span=span)
         first = list(islice(rows, 1))  # what is wrong with the table shows before minutes of compiling
         predictor = loaded.compile(
             batch_sizes=[batch_size], lengths=lengths, dtype=dtype, implementation=implementation
@@ -158,11 +162,14 @@ def _rows(
     source: Path,
     on_damaged: OnDamaged,
     *,
+    keep: Sequence[str],
     header: tuple[str, ...] | None,
     span: bool,
 ) -> Iterator[Row]:
     """The rows of a table as they come; for a span model also the questions of a SQuAD file."""
     if span and ending == ".json":
+        if keep:
+            raise ConfigError(f"{source} is no table: it has no columns to keep", hint="answers have their ids")
         text = stream.read()
         if found := NOT_UTF8.search(text):
             line = text.count("\n", 0, found.start()) + 1
@@ -174,9 +181,10 @@ def _rows(
     marks = ("id",) if span and "id" not in names else ()
     filled = names if span else ()  # as in SQuAD's files: nothing can be answered without a question or a context
     reading = {"source": source, "optional": marks, "filled": filled, "on_damaged": on_damaged, "header": header}
-    table = stream_rows(stream, ending, names, **reading)
-    for line, cells, found in table:
-        yield Row({"line": line, **found}, cells)
+    wanted = list(dict.fromkeys([*names, *keep]))
+    for line, cells, found in stream_rows(stream, ending, wanted, **reading):
+        kept = {"kept": {name: cells[wanted.index(name)] for name in keep}} if keep else {}
+        yield Row({"line": line, **found, **kept}, cells[: len(names)])
 
 
 @contextlib.contextmanager

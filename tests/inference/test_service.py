@@ -307,6 +307,23 @@ def test_predict_says_what_was_cut(folder, tmp_path, caplog):
     assert "in.jsonl: 3 of 5 are longer than 8 tokens and were cut" in caplog.text
 
 
+@pytest.mark.parametrize("ending", ["tsv", "jsonl"])
+def test_predict_gives_back_the_columns_it_is_asked_to_keep(command, folder, tmp_path, ending):
+    """In an object of their own: a column may be called as what is predicted is, or be the text itself."""
+    source, output = tmp_path / f"in.{ending}", tmp_path / "out.jsonl"
+    rows = [{"id": "7", "sentence": "good", "label": "1"}, {"id": "9", "sentence": "bad", "label": "0"}]
+    table = "".join("\t".join(cells) + "\n" for cells in [rows[0], *map(dict.values, rows)])
+    source.write_text(table if ending == "tsv" else "".join(json.dumps(row) + "\n" for row in rows))
+    done = command("predict", folder, "-i", source, "-o", output, "--seq", 8, "--keep", "label, sentence,id")
+    assert done.exit_code == 0, done.output
+    found = predictions_of(output.read_text())
+    assert [record["kept"] for record in found] == [{n: row[n] for n in ("label", "sentence", "id")} for row in rows]
+    assert all(record["label"] in LABELS for record in found)
+    refused = command("predict", folder, "-i", source, "--keep", "idd")
+    assert refused.exit_code == 3
+    assert "no column 'idd'" in refused.stderr
+
+
 def test_predict_follows_a_link_and_writes_into_a_pipe(folder, tmp_path):
     source, link, target, pipe = (tmp_path / name for name in ("in.jsonl", "link.jsonl", "target.jsonl", "pipe"))
     source.write_text('{"sentence": "good"}\n')

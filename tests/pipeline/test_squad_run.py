@@ -105,6 +105,9 @@ def test_predict_takes_squad_files_and_tables(finished, data, tmp_path):
             assert [r["id"] for r in records] == list(questions.ids)
     piped = CliRunner().invoke(app, ["predict", str(finished), "-i", "-", "--format", "json"], input=source.read_text())
     assert len(piped.stdout.splitlines()) == len(questions)
+    refused = CliRunner().invoke(app, ["predict", str(finished), "-i", str(source), "--keep", "id"])
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "is no table: it has no columns to keep" in refused.stderr
 
 
 def test_predict_names_what_is_damaged(finished, tmp_path):
