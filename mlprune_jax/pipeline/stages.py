@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +47,7 @@ from mlprune_jax.training.optimizer import plain_optimizer, pruning_optimizer
 from mlprune_jax.training.speed import RATES, Meter, peak_memory, step_work
 from mlprune_jax.training.state import Fixed, TrainState, merge, place_state, split_frozen
 from mlprune_jax.training.step import make_train_step
-from mlprune_jax.training.teaching import TEACHER_LOGITS, Column, answer_column, ask_teacher
+from mlprune_jax.training.teaching import TEACHER_LOGITS, Column, answer_column, ask_teacher, in_parts
 
 _log = logging.getLogger(__name__)
 
@@ -344,14 +345,14 @@ def _answers_once(context: Context, distillation: Distillation | None, draws: in
 
 
 def _teacher_columns(context: Context, teacher: Model) -> dict[str, Column]:
-    """A teacher's logits for the training split; a stage has one teacher, so what it answered is named by the split."""
+    """A teacher's logits for the training split; a stage has one teacher, so what it answered is named by the part."""
     split, config = context.train, context.config
 
-    def ask() -> np.ndarray:
-        batches = eval_batches(split, batch_size=config.eval_batch_size, buckets=config.buckets)
-        _log.info("the teacher answers %d examples", len(split))
+    def ask(part: Encoded) -> np.ndarray:
+        batches = eval_batches(part, batch_size=config.eval_batch_size, buckets=config.buckets)
+        _log.info("the teacher answers %d examples of %d", len(part), len(split))
         forward = make_forward(context.module(teacher.config), context.layout)
-        return ask_teacher(forward, context.layout.place(teacher.params), split, batches, context.stopping)
+        return ask_teacher(forward, context.layout.place(teacher.params), part, batches, context.stopping)
 
-    answers = context.recall(f"answers-{split.digest()[:16]}", ask)
-    return {TEACHER_LOGITS: answer_column(split, answers, per_token=context.task.kind == "span")}
+    found = [context.recall(f"answers-{part.digest()[:16]}", partial(ask, part)) for part in in_parts(split)]
+    return {TEACHER_LOGITS: answer_column(split, np.concatenate(found), per_token=context.task.kind == "span")}

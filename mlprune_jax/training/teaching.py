@@ -15,7 +15,20 @@ from mlprune_jax.training.metrics import forward_batches
 TEACHER_LOGITS = "teacher_logits"
 """The name of the column of a training batch that holds them."""
 
+PART = 4096
+"""Examples that are answered before their answers are kept: what a stop can cost."""
+
 Column = Callable[[np.ndarray, int], np.ndarray]
+
+
+def in_parts(encoded: Encoded) -> Iterator[Encoded]:
+    """A split's examples in their order, `PART` at a time."""
+    for start in range(0, len(encoded), PART):
+        offsets = encoded.offsets[start : start + PART + 1]
+        tokens = slice(offsets[0], offsets[-1])
+        labels = None if encoded.labels is None else encoded.labels[start : start + PART]
+        ids, types = encoded.input_ids[tokens], encoded.token_type_ids[tokens]
+        yield Encoded(ids, types, offsets - offsets[0], labels, encoded.pad_id)
 
 
 def ask_teacher(
@@ -38,7 +51,7 @@ def ask_teacher(
         Logits, float32: [examples, num_labels], or [tokens of the split, 2] for spans.
 
     Raises:
-        Preempted: stopped between two batches; nothing of the answers is saved.
+        Preempted: stopped between two batches; nothing of these answers is saved.
         NumericalError: logits that are not finite.
     """
     answered = forward_batches(forward, params, _until_stopped(batches, stopping))

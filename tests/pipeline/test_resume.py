@@ -342,6 +342,31 @@ def test_what_a_teacher_answered_outlives_a_kill(tiny, tmp_path, monkeypatch, ca
     assert not (run / "checkpoints").exists()
 
 
+def test_a_kill_costs_the_answers_of_one_part(tiny, tmp_path, monkeypatch):
+    """Found at work: a teacher that was stopped after twenty minutes began anew."""
+    asked = []
+
+    def killed_once(forward, params, part, *more):
+        asked.append(part.digest())
+        if len(asked) == 2:
+            raise Killed
+        return ask_teacher(forward, params, part, *more)
+
+    monkeypatch.setattr("mlprune_jax.pipeline.stages.ask_teacher", killed_once)
+    monkeypatch.setattr("mlprune_jax.training.teaching.PART", 24)
+    stage = {**tiny.settings["prune"]["heads_rows"], "epochs": 2, "score_init": "constant"}
+    prune = {"density": 0.4, "heads_rows": stage, "blocks": {"enabled": False}}
+    logits_alone = {"hidden_weight": 0, "attention_weight": 0}
+    settings = tiny.config(dense={"enabled": False}, prune=prune, distillation=logits_alone)
+    with pytest.raises(Killed):
+        pipeline.run(settings, tmp_path / "run", quiet=True)
+    pipeline.resume(tmp_path / "run", quiet=True)
+    first, *others = asked  # 24, 24 and 16 examples
+    assert len(others) == 3
+    assert others[0] == others[1] != others[2]
+    assert first not in others
+
+
 def test_one_process_per_folder(stopped):
     with FileLock(stopped / ".lock"), pytest.raises(ConfigError, match="another process runs in"):
         pipeline.resume(stopped, quiet=True)

@@ -10,12 +10,13 @@ from mlprune_jax.data.batches import Batches, eval_batches
 from mlprune_jax.data.encode import Encoded
 from mlprune_jax.errors import ConfigError, Preempted
 from mlprune_jax.models.tasks import TaskModel, init_params, predict_logits
+from mlprune_jax.training import teaching
 from mlprune_jax.training.mesh import Layout
 from mlprune_jax.training.metrics import make_forward
 from mlprune_jax.training.optimizer import plain_optimizer
 from mlprune_jax.training.state import Fixed, init_state
 from mlprune_jax.training.step import make_train_step
-from mlprune_jax.training.teaching import TEACHER_LOGITS, answer_column, ask_teacher
+from mlprune_jax.training.teaching import TEACHER_LOGITS, answer_column, ask_teacher, in_parts
 from tests.training.tiny import CONFIG
 
 BUCKETS = (4, 8)
@@ -39,9 +40,14 @@ def split(kind):
 def told(request):
     """A teacher, a split, and batches of it that hold the teacher's logits."""
     model, encoded = TaskModel(CONFIG, request.param, KINDS[request.param]), split(request.param)
-    params, layout = init_params(model, 1), Layout(1)
-    batches = eval_batches(encoded, batch_size=3, buckets=BUCKETS)
-    answers = ask_teacher(make_forward(model, layout), params, encoded, batches)
+    params, forward = init_params(model, 1), make_forward(model, Layout(1))
+
+    def ask(part):
+        return ask_teacher(forward, params, part, eval_batches(part, batch_size=3, buckets=BUCKETS))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(teaching, "PART", 4)
+        answers = np.concatenate([ask(part) for part in in_parts(encoded)])
     column = answer_column(encoded, answers, per_token=request.param == "span")
     batches = Batches(encoded, batch_size=2, buckets=BUCKETS, seed=0, columns={TEACHER_LOGITS: column})
     return model, params, [batches.batch(step) for step in range(9)]
@@ -55,6 +61,17 @@ def test_batches_hold_what_the_teacher_says_of_their_examples(told):
             logits = np.where(batch["attention_mask"][..., None] > 0, logits, 0)
         assert batch[TEACHER_LOGITS].dtype == np.float32
         np.testing.assert_allclose(batch[TEACHER_LOGITS], logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 8])
+def test_parts_hold_every_example_once(monkeypatch, size):
+    monkeypatch.setattr(teaching, "PART", size)
+    encoded = split("classification")
+    parts = list(in_parts(encoded))
+    assert [len(part) for part in parts] == {1: [1] * 7, 3: [3, 3, 1], 7: [7], 8: [7]}[size]
+    for name in ("input_ids", "token_type_ids", "lengths", "labels"):
+        together = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(together, getattr(encoded, name))
 
 
 @pytest.mark.parametrize("told_at", range(4))
