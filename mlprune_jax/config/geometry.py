@@ -56,7 +56,7 @@ class ModelConfig(Frozen):
         num_attention_heads: heads of each layer.
         intermediate_size: FFN units of each layer.
         max_position_embeddings: positions, the longest input in tokens.
-        type_vocab_size: token types; pairs of texts need two.
+        type_vocab_size: token types; pairs of texts need two where the tokenizer marks them.
         pad_token_id: id of the padding token, kept for other software: batches are padded with the tokenizer's.
         layer_norm_eps: epsilon of the layer norms.
         hidden_act: activation of the FFN: "gelu", by erf; "gelu_new" or "gelu_pytorch_tanh", by tanh.

@@ -20,6 +20,10 @@ from mlprune_jax.data.truncation import longest_first
 from mlprune_jax.errors import ConfigError, ModelError
 from mlprune_jax.files import AnyPath, home_path
 
+_NO_TOKENIZER = (
+    "pass a folder that holds a tokenizer; of a vocab.json with merges.txt, or a sentencepiece model, transformers' "
+    "AutoTokenizer.from_pretrained(...).save_pretrained(...) makes a tokenizer.json"
+)
 _CHUNK = 4096  # texts handed over at once: enough to keep all cores busy, little enough to keep in memory as lists
 _CHARACTERS = 2**22  # of them together, where texts are long; a token takes some 200 bytes for a while
 
@@ -69,12 +73,6 @@ class Encoded:
         return found.hexdigest()
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files that make up a tokenizer, to be copied beside a model."""
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json")
-    return [folder / name for name in names if (folder / name).is_file()]
-
-
 def load_tokenizer(folder: AnyPath) -> Tokenizer:
     """Load the tokenizer of a model folder, without network and without running code from the folder.
 
@@ -91,7 +89,7 @@ def load_tokenizer(folder: AnyPath) -> Tokenizer:
     folder = home_path(folder)
     # Checked here because transformers makes up an empty vocabulary where it finds no file.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise ModelError(f"{folder}: no tokenizer.json or vocab.txt", hint="pass a folder that holds a tokenizer")
+        raise ModelError(f"{folder}: no tokenizer.json or vocab.txt", hint=_NO_TOKENIZER)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else a notice that torch is missing
     with _IMPORTING:
         from transformers import AutoTokenizer
@@ -150,6 +148,11 @@ def _check_case(tokenizer: Tokenizer, used: dict[str, Any], settings: Path) -> N
             f"texts would be lowercased, as {settings} does not say do_lower_case, and the vocabulary has {word!r}",
             hint='write "do_lower_case": false (or true) into it, as the model was trained',
         )
+
+
+def token_types(tokenizer: Tokenizer, texts: int) -> int:
+    """How many token types mark the tokens of a single text or a pair (``texts`` 2): RoBERTa's know one alone."""
+    return 1 + max(tokenizer(*["a"] * texts, return_token_type_ids=True)["token_type_ids"])
 
 
 def form_tokens(tokenizer: Tokenizer) -> frozenset[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import jax.export
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mlprune_jax.data.encode import tokenizer_files
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.files import AnyPath, home_path
 from mlprune_jax.inference.assemble import assemble
@@ -24,6 +22,7 @@ from mlprune_jax.models.bert import DTYPES
 from mlprune_jax.models.hf_config import read_config
 from mlprune_jax.models.model_folder import STAGING, replaced_model, write_model_json
 from mlprune_jax.models.pretrained import save_pretrained
+from mlprune_jax.models.tokenizer_files import copy_tokenizer
 from mlprune_jax.pruning.expand import expand
 
 FUNCTION = "forward.stablehlo"
@@ -63,8 +62,7 @@ def export_model(path: AnyPath, output: AnyPath, to: str, *, dtype: str = "float
     model = load(path)
     with replaced_model(output) as staging:
         write(model, staging, dtype)
-        for file in tokenizer_files(model.folder):
-            shutil.copyfile(file, staging / file.name)
+        copy_tokenizer(model.folder, staging)
     size = sum(file.stat().st_size for file in output.iterdir())
     return {"model": str(path), "output": str(output), "format": to, "bytes": size}
 

@@ -85,13 +85,14 @@ def stored_kind(folder: Path) -> Kind:
         ModelError: no model, or a head for several labels at once, or for one.
     """
     check_folder(folder)
-    config = read_config(folder).raw
-    if "BertForQuestionAnswering" in architectures(config):
+    _, config, family = read_config(folder)
+    if any(name.endswith("ForQuestionAnswering") for name in architectures(config)):
         return "span"
     problem = config.get("problem_type")
     if problem == "multi_label_classification":
         raise ModelError(f"{folder} gives several labels at once, which is not supported")
-    head = open_weights(folder).get(f"{HEADS['classification']}.weight")
+    weights = {family.bert_name(name): stored for name, stored in open_weights(folder).items()}
+    head = weights.get(f"{HEADS['classification']}.weight")
     one = head is not None and head.shape[:1] == (1,)
     if problem == "regression" or (problem is None and one):
         return "regression"

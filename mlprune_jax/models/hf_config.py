@@ -11,12 +11,13 @@ from pydantic import ValidationError
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.errors import ConfigError, ModelError
+from mlprune_jax.models.families import FAMILIES, Family
 from mlprune_jax.models.model_folder import CONFIG, PRUNING, read_model_json
 from mlprune_jax.models.names import Kind
 
 _GEOMETRY = tuple(name for name in ModelConfig.model_fields if name != "layers")
-_REQUIRED = {"model_type": "bert", "position_embedding_type": "absolute", "is_decoder": False}
-_DEFAULTS = {"position_embedding_type": "absolute", "is_decoder": False}
+_REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False}
+_EXAMPLE = "Choose a BERT encoder, for example google-bert/bert-base-uncased."
 _ARCHITECTURES: dict[Kind, str] = {
     "classification": "BertForSequenceClassification",
     "regression": "BertForSequenceClassification",
@@ -25,37 +26,49 @@ _ARCHITECTURES: dict[Kind, str] = {
 
 
 class StoredConfig(NamedTuple):
-    """What a folder's JSON files say: the geometry, and ``config.json`` as it is."""
+    """What a folder's JSON files say: the geometry as a BERT's, ``config.json`` as it is, and the family it names."""
 
     config: ModelConfig
     raw: dict[str, Any]
+    family: Family
+
+    @property
+    def first_position(self) -> int:
+        """The first row of the stored position embeddings that is one."""
+        return self.family.first_position(self.config)
 
 
 def read_config(folder: Path) -> StoredConfig:
     """Read ``config.json`` and, where it exists, ``pruning.json``; keys that we do not use are ignored.
 
     Raises:
-        ModelError: where the model is not a BERT encoder of the kind we run, or a value is out of range.
+        ModelError: where the model is not an encoder of the kinds we run, or a value is out of range.
     """
     path = folder / CONFIG
-    raw = read_model_json(path)
-    for key, wanted in _REQUIRED.items():
-        found = raw.get(key)
-        if (_DEFAULTS.get(key) if found is None else found) != wanted:
-            unsaid = key == "model_type" and found is None
-            raise ModelError(
-                f"{path}: {key} is {reprlib.repr(found)}, only {wanted!r} is supported",
-                hint='Write "model_type": "bert" into it if the model is one.'
-                if unsaid
-                else "Choose a BERT encoder, for example google-bert/bert-base-uncased.",
-            )
     # Hugging Face writes null for "the default".
-    fields = {name: raw[name] for name in _GEOMETRY if raw.get(name) is not None}
+    raw = read_model_json(path)
+    said = {name: value for name, value in raw.items() if value is not None}
+    family = _family(said.get("model_type"), path)
+    for key, wanted in _REQUIRED.items():
+        if said.get(key, wanted) != wanted:
+            raise ModelError(f"{path}: {key} is {reprlib.repr(said[key])}, only {wanted!r} is supported", hint=_EXAMPLE)
+    fields = {"pad_token_id": family.padding} | {name: said[name] for name in _GEOMETRY if name in said}
     try:
-        dense = ModelConfig(**fields)
+        dense = ModelConfig.model_validate(fields)
+        positions = dense.max_position_embeddings - family.first_position(dense)
+        dense = ModelConfig.model_validate(fields | {"max_position_embeddings": positions})
     except ValidationError as error:
         raise ModelError(f"{path} does not describe a model we run: {_explain(error)}") from error
-    return StoredConfig(_with_layers(dense, folder / PRUNING), raw)
+    return StoredConfig(_with_layers(dense, folder / PRUNING), said, family)
+
+
+def _family(model_type: object, path: Path) -> Family:
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    raise ModelError(
+        f"{path}: model_type is {reprlib.repr(model_type)}, only {', '.join(FAMILIES)} are supported",
+        hint='Write "model_type": "bert" into it if the model is one.' if model_type is None else _EXAMPLE,
+    )
 
 
 def _with_layers(dense: ModelConfig, path: Path) -> ModelConfig:

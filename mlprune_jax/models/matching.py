@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlprune_jax.errors import ConfigError, ModelError
+from mlprune_jax.models.families import Family
 from mlprune_jax.models.model_folder import CONFIG, PRUNING
-from mlprune_jax.models.names import HEADS, POOLER, Entry, Kind, canonical_name, is_ignored
+from mlprune_jax.models.names import HEADS, POOLER, Entry, Kind, is_ignored
 from mlprune_jax.models.safetensors_io import FLOATS, Stored, some
 
 _log = logging.getLogger(__name__)
 
-_OTHER_CLASSIFIERS = frozenset({"BertForTokenClassification", "BertForMultipleChoice"})  # of tokens, of choices
+_OTHER_CLASSIFIERS = ("ForTokenClassification", "ForMultipleChoice")
+_POSITIONS = "bert.embeddings.position_embeddings.weight"
 
 
 def fixed_labels(kind: Kind) -> int | None:
@@ -30,13 +32,13 @@ def check_labels(num_labels: int | None, kind: Kind) -> None:
         raise ConfigError(f"num_labels must be {wanted or 'at least 1'} for {kind}, got {num_labels}")
 
 
-def recognised(found: dict[str, Stored], folder: Path, kind: Kind) -> dict[str, Stored]:
-    """The tensors that matter by canonical name; none, or one twice in different spellings, is an error."""
+def recognised(found: dict[str, Stored], folder: Path, kind: Kind, family: Family) -> dict[str, Stored]:
+    """The tensors that matter by BERT's name; none, or one twice in different spellings, is an error."""
     weights: dict[str, Stored] = {}
     left_out = []
     for stored in found.values():
-        name = canonical_name(stored.name)
-        if is_ignored(name, kind):
+        name = family.bert_name(stored.name)
+        if name is None or is_ignored(name, kind):
             left_out.append(stored.name)
         elif name in weights:
             raise ModelError(f"{folder} holds {some([name])} twice, as {some([weights[name].name, stored.name])}")
@@ -53,6 +55,12 @@ def recognised(found: dict[str, Stored], folder: Path, kind: Kind) -> dict[str, 
     return weights
 
 
+def from_first_position(weights: dict[str, Stored], first: int) -> dict[str, Stored]:
+    """The tensors with the position embeddings from row ``first`` on, which is the first token's."""
+    stored = weights.get(_POSITIONS)
+    return weights if stored is None else weights | {_POSITIONS: stored.without_rows(first)}
+
+
 def without_other_heads(weights: dict[str, Stored], named: Sequence[str], folder: Path) -> dict[str, Stored]:
     """The tensors without a classifier that answers another question than which class a text is of.
 
@@ -61,7 +69,7 @@ def without_other_heads(weights: dict[str, Stored], named: Sequence[str], folder
         named: the classes of transformers that it says it is of; these heads bear the same name in all of them.
         folder: for the log.
     """
-    others = _OTHER_CLASSIFIERS.intersection(named)
+    others = [name for name in named if name.endswith(_OTHER_CLASSIFIERS)]
     if not others:
         return weights
     _log.warning("%s is a %s: its classifier is left out", folder, some(sorted(others)))

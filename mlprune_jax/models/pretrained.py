@@ -20,6 +20,7 @@ from mlprune_jax.models.matching import (
     check_weights,
     fixed_labels,
     fresh_names,
+    from_first_position,
     head_labels,
     recognised,
     without_other_heads,
@@ -55,6 +56,7 @@ class Pretrained(NamedTuple):
 def load_pretrained(folder: AnyPath, *, num_labels: int | None, kind: Kind, seed: int = 0) -> Pretrained:
     """Load a BERT from a folder with ``config.json`` and safetensors weights, Hugging Face's or ours, dense or shrunk.
 
+    An encoder of another of the `FAMILIES` becomes a BERT that computes the same.
     Everything is checked against the config from the headers before any data is read. What a pre-trained encoder
     lacks, the head and with it the pooler, is drawn from N(0, initializer_range) and logged as a warning.
 
@@ -73,7 +75,9 @@ def load_pretrained(folder: AnyPath, *, num_labels: int | None, kind: Kind, seed
     check_labels(num_labels, kind)
     check_folder(folder)
     stored = read_config(folder)
-    weights = without_other_heads(recognised(open_weights(folder), folder, kind), architectures(stored.raw), folder)
+    weights = recognised(open_weights(folder), folder, kind, stored.family)
+    weights = without_other_heads(weights, architectures(stored.raw), folder)
+    weights = from_first_position(weights, stored.first_position)
     num_labels = head_labels(weights, num_labels, kind, folder)
     if (layers := stored.config.num_hidden_layers) > len(weights):  # an absurd number would build an absurd table
         raise ModelError(f"{folder} has {layers} layers by {CONFIG} and {len(weights)} tensors: they do not fit")

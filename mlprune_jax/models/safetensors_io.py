@@ -21,12 +21,21 @@ _DAMAGED = "The file is cut short or damaged; copy or download it again."
 
 
 class Stored(NamedTuple):
-    """Where one tensor lies: its file, the name it has there, its shape and safetensors dtype (``F32``)."""
+    """Where one tensor lies: its file, the name it has there, its shape and safetensors dtype (``F32``).
+
+    In the file ``skipped`` rows come before it, which are read past.
+    """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
+    skipped: int = 0
+
+    def without_rows(self, count: int) -> Stored:
+        """The same tensor without its first rows, which it may not have."""
+        rows, *others = self.shape or (0,)
+        return self._replace(shape=(max(rows - count, 0), *others), skipped=self.skipped + count)
 
 
 def open_weights(folder: Path) -> dict[str, Stored]:
@@ -90,7 +99,7 @@ def read_tensors(wanted: Mapping[str, Stored]) -> Iterator[tuple[str, NDArray[np
             with safe_open(path, "np") as file:
                 for key, stored in wanted.items():
                     if stored.file == path:
-                        yield key, _finite(file.get_tensor(stored.name), stored)
+                        yield key, _finite(file.get_tensor(stored.name)[stored.skipped :], stored)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"cannot read {path}: {error}", hint=_DAMAGED) from error
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
 from mlprune_jax.config.settings import OF_THRESHOLDS, Prune, PruneStage, RunConfig
-from mlprune_jax.data.encode import Tokenizer, check_vocabulary
+from mlprune_jax.data.encode import Tokenizer, check_vocabulary, token_types
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.pruning.density import BlockCost, Cost, HeadRowCost, check_reachable
@@ -36,7 +36,7 @@ def check_inputs(config: RunConfig, task: Task, models: Mapping[str, ModelConfig
                 f"max_length {config.max_length} is above the {model.max_position_embeddings} positions of {name}",
                 hint=f"set max_length to {model.max_position_embeddings} or less",
             )
-        if len(task.text_columns) > model.type_vocab_size:
+        if token_types(tokenizer, len(task.text_columns)) > model.type_vocab_size:
             raise ConfigError(
                 f"task {task.name} has pairs of texts, and {name} one token type for both (type_vocab_size)",
                 hint="take a model with two, or make one text of the pair",

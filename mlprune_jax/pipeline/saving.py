@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import numpy as np
 
 from mlprune_jax.config.settings import RunConfig
 from mlprune_jax.config.task import TaskSettings
-from mlprune_jax.data.encode import tokenizer_files
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.inference.stored import save_masks
 from mlprune_jax.models.pretrained import save_pretrained
+from mlprune_jax.models.tokenizer_files import copy_tokenizer
 from mlprune_jax.pipeline.context import Model
 from mlprune_jax.pipeline.summary import describe_model
 from mlprune_jax.pruning.granularity import format_block
@@ -50,7 +49,6 @@ def save_model(
         extra_config={"mlprune": {"task": TaskSettings(**settings).model_dump(mode="json")}},
         pruning=pruning,
     )
-    for file in tokenizer_files(base):
-        shutil.copyfile(file, path / file.name)
+    copy_tokenizer(base, path)
     if masks is not None:
         save_masks(path, masks)

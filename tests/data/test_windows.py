@@ -11,6 +11,7 @@ from mlprune_jax.data.encode import load_tokenizer
 from mlprune_jax.data.squad import NOWHERE, SQUAD, Questions, load_squad
 from mlprune_jax.data.windows import encode_windows, find_tokens
 from mlprune_jax.errors import ConfigError, ModelError
+from tests.byte_pairs import write_byte_pairs
 
 SIZES = {"max_length": 16, "doc_stride": 3, "max_query_length": 5}
 BUCKETS = (8, 16)
@@ -57,6 +58,26 @@ def test_windows_of_a_context_of_any_length(tokenizer, words):
     assert all(length == SIZES["max_length"] for length in windows.lengths[:-1])
     shared = [context[start:end].split() for start, end in zip(starts[1:], ends[:-1], strict=True)]
     assert all(len(tokens) == SIZES["doc_stride"] for tokens in shared)
+
+
+@pytest.mark.parametrize("answer", ["the", "plot was", "witty ."])
+def test_windows_of_a_robertas_tokens(tmp_path, answer):
+    """Two markers stand between question and context, all of one type, and a token's blank is no part of it."""
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    tokenizer, begin = load_tokenizer(write_byte_pairs(tmp_path)), LONG.index(answer)
+    question = asked(("the plot", LONG), spans=[[begin, begin + len(answer)]])
+    windows = encode_windows(question, tokenizer, max_length=32, doc_stride=12, max_query_length=5)
+    held = [row for row in range(len(windows)) if windows.labels[row].any()]
+    assert len(windows) > 1
+    assert held
+    for row in range(len(windows)):
+        ids = windows.input_ids[windows.offsets[row] : windows.offsets[row + 1]]
+        markers = [place for place, token in enumerate(ids.tolist()) if token in (0, 2)]
+        assert markers == [0, 3, 4, len(ids) - 1]
+    for row in held:
+        first, last = windows.labels[row]
+        assert LONG[places(windows, row)[first, 0] : places(windows, row)[last, 1]] == answer
+    assert not windows.token_type_ids.any()
 
 
 def test_markers_and_questions_have_no_place_in_the_context(tokenizer):

@@ -194,7 +194,7 @@ def test_a_failure_leaves_nothing_behind(folder, tmp_path, monkeypatch, to):
         raise OSError("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("mlprune_jax.inference.export.shutil.copyfile", full)
+        patched.setattr("mlprune_jax.models.tokenizer_files.shutil.copyfile", full)
         with pytest.raises(MLPruneError, match=r"cannot write .*: no space left"):
             export_model(folder, tmp_path / "out", to)
         assert list(tmp_path.iterdir()) == []

@@ -194,7 +194,7 @@ def test_stored_nan_is_refused(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "roberta"}, "model_type is 'roberta'"),
+        ({"model_type": "deberta"}, "model_type is 'deberta'"),
         ({"model_type": None}, r'model_type is None.*\n.*Write "model_type": "bert" into it'),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"is_decoder": True}, "is_decoder is True"),

@@ -1,0 +1,149 @@
+"""Encoders of other families become BERTs that hold the same numbers."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mlprune_jax.errors import ModelError
+from mlprune_jax.inference.stored import stored_kind
+from mlprune_jax.models.families import FAMILIES
+from mlprune_jax.models.pretrained import load_pretrained
+from mlprune_jax.models.tasks import TaskModel, predict_logits
+from mlprune_jax.models.tokenizer_files import copy_tokenizer
+
+ROBERTAS = ("roberta", "xlm-roberta", "camembert")
+
+
+def as_roberta(tensors, prefix="roberta."):
+    """A BERT's tensors as a RoBERTa has them: two rows before the first position, and a head of two layers."""
+    renamed = {}
+    for name, array in tensors.items():
+        name = name.replace("bert.pooler.dense.", "classifier.dense.") if "pooler" in name else name
+        name = f"classifier.out_proj.{name.split('.')[1]}" if name in ("classifier.weight", "classifier.bias") else name
+        renamed[name.replace("bert.", prefix)] = array
+    positions = f"{prefix}embeddings.position_embeddings.weight"
+    before = np.full((2, 8), 7, renamed[positions].dtype)
+    return renamed | {positions: np.concatenate([before, renamed[positions]])}
+
+
+def write_roberta(tiny, folder, tensors, model_type="roberta", **changes):
+    changes = {"model_type": model_type, "pad_token_id": 1, "max_position_embeddings": 8, **changes}
+    return tiny.write_folder(folder, tensors, **changes)
+
+
+@pytest.mark.parametrize("model_type", ROBERTAS)
+@pytest.mark.parametrize(("kind", "head", "labels"), [("classification", "classifier", 3), ("span", "qa_outputs", 2)])
+def test_a_roberta_is_a_bert_whose_positions_begin_later(tiny, tmp_path, model_type, kind, head, labels):
+    tensors = tiny.torch_tensors(head=head, labels=labels, pooler=kind != "span")
+    bert = tiny.load(tiny.write_folder(tmp_path / "bert", tensors, pad_token_id=1), labels, kind)
+    folder = write_roberta(tiny, tmp_path / "roberta", as_roberta(tensors), model_type)
+    found = tiny.load(folder, labels, kind)
+    assert (found.config, found.fresh_head) == (bert.config, False)
+    tiny.assert_same(found.params, bert.params)
+
+
+ROBERTA = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 1}
+SIZES = {"intermediate_size": 24, "max_position_embeddings": 12, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+
+
+@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta", "Camembert"])
+@pytest.mark.parametrize("kind", ["SequenceClassification", "QuestionAnswering"])
+def test_torch_answers_the_same(tiny, tmp_path, family, kind):
+    """Padding rows included, of which torch counts positions from what is no padding."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{family}Config")(**ROBERTA, **SIZES, initializer_range=0.5, num_labels=2)
+    torch.manual_seed(0)
+    theirs = getattr(transformers, f"{family}For{kind}")(config).eval()
+    theirs.save_pretrained(tmp_path)
+    loaded = load_pretrained(tmp_path, num_labels=None, kind=stored_kind(tmp_path))
+    ids = np.random.default_rng(0).integers(4, 50, (3, 10)).astype(np.int32)
+    mask = (np.arange(10) < np.array([[10], [7], [2]])).astype(np.int32)
+    ids[mask == 0] = 1
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids}
+    model = TaskModel(loaded.config, stored_kind(tmp_path), 2)
+    ours = np.asarray(jax.jit(predict_logits, static_argnums=0)(model, loaded.params, batch))
+    with torch.no_grad():
+        out = theirs(torch.tensor(ids).long(), torch.tensor(mask))
+    if kind == "QuestionAnswering":
+        wanted = np.stack([out.start_logits.numpy(), out.end_logits.numpy()], -1)
+        ours, wanted = ours[mask > 0], wanted[mask > 0]
+    else:
+        wanted = out.logits.numpy()
+    assert np.abs(wanted).max() > 0.5
+    np.testing.assert_allclose(ours, wanted, atol=2e-5)
+
+
+def test_half_precision_is_cut_alike(tiny, tmp_path):
+    tensors = {name: array.astype(np.float16) for name, array in tiny.torch_tensors().items()}
+    bert = tiny.load(tiny.write_folder(tmp_path / "bert", tensors))
+    tiny.assert_same(tiny.load(write_roberta(tiny, tmp_path / "roberta", as_roberta(tensors))).params, bert.params)
+
+
+@pytest.mark.parametrize("prefix", ["roberta.", ""])
+def test_a_pretrained_roberta_has_no_head_and_no_pooler_of_use(tiny, tmp_path, prefix, caplog):
+    """As transformers takes it: the layer that answers for the first token begins anew."""
+    tensors = tiny.torch_tensors(head=None, pooler=False)
+    pooler = {f"{prefix}pooler.dense.weight": np.ones((8, 8), np.float32)}
+    masked = {"lm_head.bias": np.ones(11, np.float32), f"{prefix}embeddings.position_ids": np.arange(8)[None]}
+    folder = write_roberta(tiny, tmp_path / "roberta", as_roberta(tensors, prefix) | pooler | masked)
+    found = tiny.load(folder, 3)
+    assert found.fresh_head
+    tiny.assert_same(found.params, tiny.load(tiny.write_folder(tmp_path / "bert", tensors), 3).params)
+    assert "no bert.pooler.dense.bias, bert.pooler.dense.weight" in caplog.text
+
+
+def test_a_classifier_of_tokens_is_left_out_of_a_roberta_too(tiny, tmp_path):
+    tensors = as_roberta(tiny.torch_tensors(head=None, pooler=False)) | {"classifier.weight": np.ones((3, 8), "f")}
+    folder = write_roberta(tiny, tmp_path, tensors, architectures=["RobertaForTokenClassification"])
+    assert tiny.load(folder, 3).fresh_head
+
+
+def test_what_a_roberta_is_for(tiny, tmp_path):
+    tensors = as_roberta(tiny.torch_tensors(labels=1))
+    assert stored_kind(write_roberta(tiny, tmp_path, tensors)) == "regression"
+    assert stored_kind(write_roberta(tiny, tmp_path, as_roberta(tiny.torch_tensors()))) == "classification"
+    answers = as_roberta(tiny.torch_tensors(head="qa_outputs", labels=2, pooler=False))
+    assert stored_kind(write_roberta(tiny, tmp_path, answers, architectures=["RobertaForQuestionAnswering"])) == "span"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_position_embeddings": 2}, "max_position_embeddings: .*greater than"),
+        ({"max_position_embeddings": 6}, r"position_embeddings\.weight \(6, 8\) but \(4, 8\) by the config"),
+        ({"model_type": "deberta-v2"}, "only bert, roberta, xlm-roberta, camembert are supported"),
+        ({"model_type": ["roberta"]}, r"model_type is \['roberta'\]"),
+    ],
+)
+def test_what_is_no_roberta_is_refused(tiny, tmp_path, changes, message):
+    with pytest.raises(ModelError, match=message):
+        tiny.load(write_roberta(tiny, tmp_path, as_roberta(tiny.torch_tensors()), **changes))
+
+
+def test_positions_begin_behind_the_padding_token_that_the_config_does_not_name(tiny, tmp_path):
+    tensors = tiny.torch_tensors()
+    folder = write_roberta(tiny, tmp_path, as_roberta(tensors), pad_token_id=None)
+    positions = tiny.load(folder).params["bert"]["embeddings"]["position"]["embedding"]
+    np.testing.assert_array_equal(positions, tensors["bert.embeddings.position_embeddings.weight"])
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("settings", [None, {"model_max_length": 8}, {"tokenizer_class": "PreTrainedTokenizerFast"}])
+def test_a_tokenizer_keeps_its_class_beside_a_bert(tiny, tmp_path, model_type, settings):
+    source = tiny.write_folder(tmp_path / "source", tiny.torch_tensors(), model_type=model_type)
+    (source / "tokenizer.json").write_text("{}")
+    if settings is not None:
+        (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    target = tmp_path / "target"
+    target.mkdir()
+    copy_tokenizer(source, target)
+    assert (target / "tokenizer.json").read_text() == "{}"
+    found = target / "tokenizer_config.json"
+    written = json.loads(found.read_text()) if found.is_file() else None
+    own = {} if model_type == "bert" else {"tokenizer_class": FAMILIES[model_type].tokenizer}
+    assert written == ((own | (settings or {})) or None)
