@@ -40,7 +40,7 @@ def with_variants(
         embeddings: word embeddings, by whose cosine tokens are near each other; of the split's own tokens alone.
         copies: variants of an example.
         spared: ids that are never exchanged, nor exchanged for, nor dropped: see `mlprune_jax.data.encode.form_tokens`.
-        swap: whether the texts of pairs may change places.
+        swap: whether the texts of pairs may change places; those that token types do not tell apart never do.
         seed: of what becomes of what.
 
     Returns:

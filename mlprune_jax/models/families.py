@@ -13,7 +13,7 @@ class Family(NamedTuple):
 
     Attributes:
         prefix: of its encoder's tensors, where BERT's have ``bert.``.
-        tokenizer: transformers' class, which a folder may leave to be told from its model_type.
+        tokenizer: transformers' class, which a folder may leave to be told from its model_type; None: BERT's own.
         renamed: beginnings of names, once the prefix is ``bert.``, with BERT's in their place.
         left_out: beginnings of the names of tensors that have no place in a BERT, likewise.
         padding: id of its padding token, where ``config.json`` does not say.
@@ -21,7 +21,7 @@ class Family(NamedTuple):
     """
 
     prefix: str
-    tokenizer: str
+    tokenizer: str | None = None
     renamed: tuple[tuple[str, str], ...] = ()
     left_out: tuple[str, ...] = ()
     padding: int = 0
@@ -52,7 +52,7 @@ def _roberta(tokenizer: str) -> Family:
 
 
 FAMILIES = {
-    "bert": Family("bert", "BertTokenizer"),
+    "bert": Family("bert"),
     "roberta": _roberta("RobertaTokenizer"),
     "xlm-roberta": _roberta("XLMRobertaTokenizer"),
     "camembert": _roberta("CamembertTokenizer"),

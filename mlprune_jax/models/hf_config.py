@@ -26,7 +26,7 @@ _ARCHITECTURES: dict[Kind, str] = {
 
 
 class StoredConfig(NamedTuple):
-    """What a folder's JSON files say: the geometry as a BERT's, ``config.json`` as it is, and the family it names."""
+    """What a folder's JSON files say: the geometry as a BERT's, ``config.json`` without its nulls, and its family."""
 
     config: ModelConfig
     raw: dict[str, Any]

@@ -34,8 +34,8 @@ class Stored(NamedTuple):
 
     def without_rows(self, count: int) -> Stored:
         """The same tensor without its first rows, which it may not have."""
-        rows, *others = self.shape or (0,)
-        return self._replace(shape=(max(rows - count, 0), *others), skipped=self.skipped + count)
+        rows = tuple(max(size - count, 0) for size in self.shape[:1])
+        return self._replace(shape=rows + self.shape[1:], skipped=self.skipped + count)
 
 
 def open_weights(folder: Path) -> dict[str, Stored]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mlprune_jax.models.families import FAMILIES
 from mlprune_jax.models.hf_config import read_config
 from mlprune_jax.models.model_folder import read_model_json, write_model_json
 
@@ -23,5 +22,5 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
     family = read_config(source).family
     settings = read_model_json(target / SETTINGS) if (target / SETTINGS).is_file() else {}
-    if family is not FAMILIES["bert"] and not settings.get("tokenizer_class"):
+    if family.tokenizer and not settings.get("tokenizer_class"):
         write_model_json(target / SETTINGS, settings | {"tokenizer_class": family.tokenizer})

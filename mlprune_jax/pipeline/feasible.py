@@ -30,13 +30,14 @@ def check_inputs(config: RunConfig, task: Task, models: Mapping[str, ModelConfig
         ConfigError: one has too few positions or token types.
         ModelError: one has fewer embeddings than the tokenizer has tokens.
     """
+    types = token_types(tokenizer, len(task.text_columns))
     for name, model in models.items():
         if config.max_length > model.max_position_embeddings:
             raise ConfigError(
                 f"max_length {config.max_length} is above the {model.max_position_embeddings} positions of {name}",
                 hint=f"set max_length to {model.max_position_embeddings} or less",
             )
-        if token_types(tokenizer, len(task.text_columns)) > model.type_vocab_size:
+        if types > model.type_vocab_size:
             raise ConfigError(
                 f"task {task.name} has pairs of texts, and {name} one token type for both (type_vocab_size)",
                 hint="take a model with two, or make one text of the pair",

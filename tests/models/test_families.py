@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from mlprune_jax.errors import ModelError
 from mlprune_jax.inference.stored import stored_kind
@@ -55,7 +56,6 @@ SIZES = {"intermediate_size": 24, "max_position_embeddings": 12, "type_vocab_siz
 def test_torch_answers_the_same(tiny, tmp_path, family, kind):
     """Padding rows included, of which torch counts positions from what is no padding."""
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     config = getattr(transformers, f"{family}Config")(**ROBERTA, **SIZES, initializer_range=0.5, num_labels=2)
     torch.manual_seed(0)
     theirs = getattr(transformers, f"{family}For{kind}")(config).eval()
@@ -147,3 +147,8 @@ def test_a_tokenizer_keeps_its_class_beside_a_bert(tiny, tmp_path, model_type, s
     written = json.loads(found.read_text()) if found.is_file() else None
     own = {} if model_type == "bert" else {"tokenizer_class": FAMILIES[model_type].tokenizer}
     assert written == ((own | (settings or {})) or None)
+
+
+@pytest.mark.parametrize("model_type", ROBERTAS)
+def test_the_classes_of_tokenizers_are_transformers(model_type):
+    assert hasattr(transformers, FAMILIES[model_type].tokenizer)
