@@ -8,10 +8,12 @@ import pytest
 
 from mlprune_jax import pipeline
 from mlprune_jax.data.demo import DEMO
+from mlprune_jax.inference.service import load
 from mlprune_jax.inference.stored import save_masks
 from mlprune_jax.models.pretrained import load_pretrained, save_pretrained
 from mlprune_jax.pipeline.evaluation import evaluate_folder
 from mlprune_jax.pipeline.given import load_given
+from tests.pipeline.conftest import GEOMETRY
 from tests.pipeline.test_bad_input import write_headless
 
 
@@ -87,3 +89,12 @@ def test_pruned_tiles_of_a_starting_model_are_not_lost_unsaid(tiny, tmp_path, ca
     stage = {**tiny.settings["prune"]["heads_rows"], "start_from": str(pruned)}
     pipeline.plan(tiny.config(prune={**tiny.settings["prune"], "heads_rows": stage}))
     assert "pruned has pruned tiles" in caplog.text
+
+
+def test_a_fresh_one_is_trained_and_serves(tiny, tmp_path):
+    """Found by CI: `make demo` alone starts from a folder that holds a tokenizer and no model."""
+    fresh = dict(model="demo", data="demo", geometry=GEOMETRY.model_dump(exclude={"layers", "vocab_size"}))
+    prune = {"density": 1.0, "heads_rows": {"enabled": False}, "blocks": {"enabled": False}}
+    dense = {**tiny.settings["dense"], "epochs": 0.004}
+    pipeline.run(tiny.config(**fresh, dense=dense, prune=prune), tmp_path / "run", quiet=True)
+    assert load(tmp_path / "run").compile(batch_sizes=[1])(["the film is good"])
