@@ -263,8 +263,8 @@ class RunConfig(TaskSettings):
     """A whole run: model, data, stages.
 
     Attributes:
-        model: folder or hub id of a BERT or RoBERTa; "demo" is a tiny fresh one of ``geometry`` with a generated
-            vocabulary.
+        model: folder or hub id of a BERT, RoBERTa, DistilBERT or ELECTRA; "demo" is a tiny fresh one of ``geometry``
+            with a generated vocabulary.
         data: folder of the data, or a data set's hub id; "hub" fetches GLUE and SQuAD; "demo" is generated, with the
             model.
         seed: of all that is drawn: fresh weights, batches, dropout, scores, variants.

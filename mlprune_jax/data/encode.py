@@ -40,7 +40,7 @@ class Encoded:
 
     Attributes:
         input_ids: ids of all examples.
-        token_type_ids: 0 in the first text of an example and its markers, 1 in the second; all 0 of a RoBERTa's.
+        token_type_ids: 0 in the first text of an example and its markers, 1 in the second; all 0 where the tokenizer marks none.
         offsets: where the examples begin, and the end of the last.
         labels: class ids, targets, or first and last token of answers; None where the split has none.
         pad_id: the token that fills up a batch's rows.
@@ -151,7 +151,7 @@ def _check_case(tokenizer: Tokenizer, used: dict[str, Any], settings: Path) -> N
 
 
 def token_types(tokenizer: Tokenizer, texts: int) -> int:
-    """How many token types mark the tokens of a single text or a pair (``texts`` 2): RoBERTa's know one alone."""
+    """How many token types mark the tokens of a single text or a pair (``texts`` 2): RoBERTas' know one alone."""
     return 1 + max(tokenizer(*["a"] * texts, return_token_type_ids=True)["token_type_ids"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from mlprune_jax.config.geometry import ModelConfig
@@ -14,30 +16,31 @@ class Family(NamedTuple):
     Attributes:
         prefix: of its encoder's tensors, where BERT's have ``bert.``.
         tokenizer: transformers' class, which a folder may leave to be told from its model_type; None: BERT's own.
-        renamed: beginnings of names, once the prefix is ``bert.``, with BERT's in their place.
+        settings: BERT's words in ``config.json`` with this family's, where they differ.
+        renamed: parts of names, of tensors of the encoder without the prefix, with BERT's in their place.
         left_out: beginnings of the names of tensors that have no place in a BERT, likewise.
+        absent: BERT's names of tensors that the family does without, which is as if they were zeros.
         padding: id of its padding token, where ``config.json`` does not say.
         positions_after_padding: positions count from the padding token's id on, so that the rows up to it mean none.
     """
 
     prefix: str
     tokenizer: str | None = None
+    settings: Mapping[str, str] = MappingProxyType({})
     renamed: tuple[tuple[str, str], ...] = ()
     left_out: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     padding: int = 0
     positions_after_padding: bool = False
 
     def bert_name(self, name: str) -> str | None:
         """BERT's name of a tensor, None where it has no place in one."""
-        if name.startswith(f"{self.prefix}."):
-            name = f"bert.{name.removeprefix(f'{self.prefix}.')}"
-        name = canonical_name(name)
+        name = name.removeprefix(f"{self.prefix}.")
         if name.startswith(self.left_out):
             return None
         for own, berts in self.renamed:
-            if name.startswith(own):
-                return berts + name.removeprefix(own)
-        return name
+            name = name.replace(own, berts)
+        return canonical_name(name)
 
     def first_position(self, config: ModelConfig) -> int:
         """The row of the stored position embeddings that the first token takes."""
@@ -48,7 +51,45 @@ def _roberta(tokenizer: str) -> Family:
     # Its classifier is a dense layer with a tanh on the first token and a projection: BERT's pooler and classifier. The
     # pooler that a pre-trained one brings along is not what that layer starts from in transformers either.
     renamed = (("classifier.dense.", f"{POOLER}."), ("classifier.out_proj.", "classifier."))
-    return Family("roberta", tokenizer, renamed, ("lm_head.", "bert.pooler."), padding=1, positions_after_padding=True)
+    return Family(
+        "roberta",
+        tokenizer,
+        renamed=renamed,
+        left_out=("lm_head.", "pooler."),
+        padding=1,
+        positions_after_padding=True,
+    )
+
+
+# Between the two layers of their classifiers stands no tanh as in BERT's pooler but, in turn, a ReLU and a GELU.
+_DISTILBERT = Family(
+    "distilbert",
+    settings={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+        "hidden_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+    },
+    renamed=(
+        ("transformer.layer.", "encoder.layer."),
+        ("attention.q_lin.", "attention.self.query."),
+        ("attention.k_lin.", "attention.self.key."),
+        ("attention.v_lin.", "attention.self.value."),
+        ("attention.out_lin.", "attention.output.dense."),
+        ("sa_layer_norm.", "attention.output.LayerNorm."),
+        ("ffn.lin1.", "intermediate.dense."),
+        ("ffn.lin2.", "output.dense."),
+        ("output_layer_norm.", "output.LayerNorm."),
+    ),
+    left_out=("vocab_", "pre_classifier.", "classifier."),
+    absent=("bert.embeddings.token_type_embeddings.weight",),
+)
+_ELECTRA = Family(
+    "electra", left_out=("discriminator_predictions.", "generator_predictions.", "generator_lm_head.", "classifier.")
+)
 
 
 FAMILIES = {
@@ -56,5 +97,7 @@ FAMILIES = {
     "roberta": _roberta("RobertaTokenizer"),
     "xlm-roberta": _roberta("XLMRobertaTokenizer"),
     "camembert": _roberta("CamembertTokenizer"),
+    "distilbert": _DISTILBERT,
+    "electra": _ELECTRA,
 }
 """By the ``model_type`` of a folder's ``config.json``."""

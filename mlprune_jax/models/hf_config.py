@@ -52,13 +52,19 @@ def read_config(folder: Path) -> StoredConfig:
     for key, wanted in _REQUIRED.items():
         if said.get(key, wanted) != wanted:
             raise ModelError(f"{path}: {key} is {reprlib.repr(said[key])}, only {wanted!r} is supported", hint=_EXAMPLE)
-    fields = {"pad_token_id": family.padding} | {name: said[name] for name in _GEOMETRY if name in said}
+    words = {name: family.settings.get(name, name) for name in _GEOMETRY}
+    fields = {"pad_token_id": family.padding} | {name: said[own] for name, own in words.items() if own in said}
     try:
         dense = ModelConfig.model_validate(fields)
         positions = dense.max_position_embeddings - family.first_position(dense)
         dense = ModelConfig.model_validate(fields | {"max_position_embeddings": positions})
     except ValidationError as error:
-        raise ModelError(f"{path} does not describe a model we run: {_explain(error)}") from error
+        raise ModelError(f"{path} does not describe a model we run: {_explain(error, words)}") from error
+    if (width := said.get("embedding_size", dense.hidden_size)) != dense.hidden_size:
+        raise ModelError(
+            f"{path}: embedding_size is {reprlib.repr(width)}, only hidden_size's {dense.hidden_size} is supported",
+            hint=_EXAMPLE,
+        )
     return StoredConfig(_with_layers(dense, folder / PRUNING), said, family)
 
 
@@ -80,12 +86,14 @@ def _with_layers(dense: ModelConfig, path: Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate({**dense.model_dump(), "layers": stored["layers"]})
     except ValidationError as error:
-        raise ModelError(f"{path} does not fit {CONFIG}: {_explain(error)}") from error
+        raise ModelError(f"{path} does not fit {CONFIG}: {_explain(error, {})}") from error
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, words: Mapping[str, str]) -> str:
+    """What is wrong, each setting by the word that the file has for it."""
     return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'values'}: {fault['msg'][:300]} (got {reprlib.repr(fault['input'])})"
+        f"{'.'.join(words.get(str(part), str(part)) for part in fault['loc']) or 'values'}: {fault['msg'][:300]}"
+        f" (got {reprlib.repr(fault['input'])})"
         for fault in error.errors()[:3]
     )
 

@@ -50,6 +50,8 @@ def recognised(found: dict[str, Stored], folder: Path, kind: Kind, family: Famil
             f"they hold {some(sorted(found)) or 'nothing'}",
             hint="rename them, or save the model by transformers' BertModel or a class with a head on it",
         )
+    if kind != "span" and any(name.startswith("classifier.") for name in left_out):
+        _log.warning("%s: its classifier computes something else than a BERT's and is left out", folder)
     if left_out:
         _log.info("%s: not needed for %s and left out: %s", folder, kind, some(left_out))
     return weights

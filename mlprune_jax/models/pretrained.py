@@ -83,12 +83,15 @@ def load_pretrained(folder: AnyPath, *, num_labels: int | None, kind: Kind, seed
         raise ModelError(f"{folder} has {layers} layers by {CONFIG} and {len(weights)} tensors: they do not fit")
     table = tensor_table(stored.config, num_labels=num_labels, kind=kind)
     fresh = fresh_names(weights, kind)
-    check_weights(weights, [entry for entry in table if entry.name not in fresh], folder)
+    there = [entry for entry in table if entry.name not in {*fresh, *stored.family.absent}]
+    check_weights(weights, there, folder)
 
     entries = {entry.name: entry for entry in table}
     params: dict[str, Any] = {}
-    for name, array in read_tensors({name: weights[name] for name in entries if name not in fresh}):
+    for name, array in read_tensors({entry.name: weights[entry.name] for entry in there}):
         _insert(params, entries[name].path, _oriented(array, entries[name]))
+    for name in stored.family.absent:
+        _insert(params, entries[name].path, np.zeros(entries[name].shape, np.float32))
     for name, array in _initialised([entry for entry in table if entry.name in fresh], stored.config, seed):
         _insert(params, entries[name].path, array)
     if fresh:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import jax
 import numpy as np
 import pytest
 import transformers
+from safetensors.numpy import save_file
 
 from mlprune_jax.errors import ModelError
 from mlprune_jax.inference.stored import stored_kind
@@ -47,16 +49,27 @@ def test_a_roberta_is_a_bert_whose_positions_begin_later(tiny, tmp_path, model_t
     tiny.assert_same(found.params, bert.params)
 
 
-ROBERTA = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 1}
-SIZES = {"intermediate_size": 24, "max_position_embeddings": 12, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 24, "max_position_embeddings": 12, "pad_token_id": 1}
+ROBERTA = SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
+THEIRS = {
+    "Roberta": ROBERTA,
+    "XLMRoberta": ROBERTA,
+    "Camembert": ROBERTA,
+    "DistilBert": {FAMILIES["distilbert"].settings.get(name, name): value for name, value in SIZES.items()},
+    "Electra": SIZES | {"embedding_size": 16},
+}
+WHOLE = [
+    *itertools.product(THEIRS, ["QuestionAnswering"]),
+    *((name, "SequenceClassification") for name in [*THEIRS][:3]),
+]
 
 
-@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta", "Camembert"])
-@pytest.mark.parametrize("kind", ["SequenceClassification", "QuestionAnswering"])
+@pytest.mark.parametrize(("family", "kind"), WHOLE)
 def test_torch_answers_the_same(tiny, tmp_path, family, kind):
     """Padding rows included, of which torch counts positions from what is no padding."""
     torch = pytest.importorskip("torch")
-    config = getattr(transformers, f"{family}Config")(**ROBERTA, **SIZES, initializer_range=0.5, num_labels=2)
+    config = getattr(transformers, f"{family}Config")(**THEIRS[family], initializer_range=0.5, num_labels=2)
     torch.manual_seed(0)
     theirs = getattr(transformers, f"{family}For{kind}")(config).eval()
     theirs.save_pretrained(tmp_path)
@@ -116,7 +129,7 @@ def test_what_a_roberta_is_for(tiny, tmp_path):
     [
         ({"max_position_embeddings": 2}, "max_position_embeddings: .*greater than"),
         ({"max_position_embeddings": 6}, r"position_embeddings\.weight \(6, 8\) but \(4, 8\) by the config"),
-        ({"model_type": "deberta-v2"}, "only bert, roberta, xlm-roberta, camembert are supported"),
+        ({"model_type": "deberta-v2"}, f"only {', '.join(FAMILIES)} are supported"),
         ({"model_type": ["roberta"]}, r"model_type is \['roberta'\]"),
     ],
 )
@@ -132,6 +145,104 @@ def test_positions_begin_behind_the_padding_token_that_the_config_does_not_name(
     np.testing.assert_array_equal(positions, tensors["bert.embeddings.position_embeddings.weight"])
 
 
+DISTILBERT = {
+    "bert.encoder.layer.": "distilbert.transformer.layer.",
+    "bert.embeddings.": "distilbert.embeddings.",
+    "attention.self.query.": "attention.q_lin.",
+    "attention.self.key.": "attention.k_lin.",
+    "attention.self.value.": "attention.v_lin.",
+    "attention.output.dense.": "attention.out_lin.",
+    "attention.output.LayerNorm.": "sa_layer_norm.",
+    "intermediate.dense.": "ffn.lin1.",
+    ".output.dense.": ".ffn.lin2.",
+    ".output.LayerNorm.": ".output_layer_norm.",
+}
+DISTIL_SIZES = {"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 12, "activation": "gelu_new", "dropout": 0.2}
+DISTIL_SIZES |= {"attention_dropout": 0.3, "vocab_size": 11, "max_position_embeddings": 6, "initializer_range": 0.05}
+TOKEN_TYPES = "bert.embeddings.token_type_embeddings.weight"
+
+
+def write_distilbert(folder, tensors, prefix="distilbert.", **changes):
+    """A BERT's tensors without token types, named as a DistilBERT's."""
+    renamed = {}
+    for name, array in tensors.items():
+        if name != TOKEN_TYPES:
+            for own, theirs in DISTILBERT.items():
+                name = name.replace(own, theirs)
+            renamed[name.replace("distilbert.", prefix)] = array
+    folder.mkdir()
+    save_file(renamed, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "distilbert", **DISTIL_SIZES, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["distilbert.", ""])
+def test_a_distilbert_is_a_bert_without_token_types(tiny, tmp_path, prefix):
+    tensors = tiny.torch_tensors(head="qa_outputs", labels=2, pooler=False)
+    tensors[TOKEN_TYPES][:] = 0
+    rates = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
+    bert = tiny.load(tiny.write_folder(tmp_path / "bert", tensors, hidden_act="gelu_new", **rates), kind="span")
+    found = tiny.load(write_distilbert(tmp_path / "distilbert", tensors, prefix), kind="span")
+    assert (found.config, found.fresh_head) == (bert.config, False)
+    tiny.assert_same(found.params, bert.params)
+
+
+def test_an_electra_is_a_bert(tiny, tmp_path):
+    tensors = tiny.torch_tensors(head="qa_outputs", labels=2, pooler=False)
+    bert = tiny.load(tiny.write_folder(tmp_path / "bert", tensors), kind="span")
+    named = {name.replace("bert.", "electra."): array for name, array in tensors.items()}
+    found = tiny.load(tiny.write_folder(tmp_path / "electra", named, model_type="electra"), kind="span")
+    assert (found.config, found.fresh_head) == (bert.config, False)
+    tiny.assert_same(found.params, bert.params)
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "electra"])
+def test_a_classifier_without_a_tanh_is_left_out_and_said_so(tiny, tmp_path, model_type, caplog):
+    tensors = tiny.torch_tensors(head=None, pooler=False)
+    head = {
+        "distilbert": {"pre_classifier.weight": np.ones((8, 8), "f"), "classifier.weight": np.ones((3, 8), "f")},
+        "electra": {
+            "classifier.dense.weight": np.ones((8, 8), "f"),
+            "classifier.out_proj.weight": np.ones((3, 8), "f"),
+        },
+    }[model_type]
+    if model_type == "distilbert":
+        folder = write_distilbert(tmp_path / "model", tensors | head)
+    else:
+        tensors = {name.replace("bert.", "electra."): array for name, array in tensors.items()}
+        folder = tiny.write_folder(tmp_path / "model", tensors | head, model_type=model_type)
+    assert stored_kind(folder) == "classification"
+    assert tiny.load(folder, 3).fresh_head
+    assert "its classifier computes something else than a BERT's and is left out" in caplog.text
+    with pytest.raises(ModelError, match="no trained head for classification"):
+        tiny.load(folder)
+
+
+@pytest.mark.parametrize("head", ["vocab_transform.bias", "vocab_layer_norm.weight", "vocab_projector.bias"])
+def test_what_a_distilbert_was_trained_by_is_left_out(tiny, tmp_path, head, caplog):
+    tensors = tiny.torch_tensors(head=None, pooler=False) | {head: np.ones(8, np.float32)}
+    assert tiny.load(write_distilbert(tmp_path / "model", tensors), 3).fresh_head
+    assert "computes something else" not in caplog.text
+
+
+def test_embeddings_of_another_width_are_refused(tiny, tmp_path):
+    folder = tiny.write_folder(tmp_path, tiny.torch_tensors(), model_type="electra", embedding_size=4)
+    with pytest.raises(ModelError, match="embedding_size is 4, only hidden_size's 8 is supported"):
+        tiny.load(folder, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation": "relu"}, "activation: .*gelu"),
+        ({"n_layers": 3}, "16 missing: bert.encoder.layer.2.attention.self.query.weight"),
+    ],
+)
+def test_what_is_no_distilbert_is_refused(tiny, tmp_path, changes, message):
+    with pytest.raises(ModelError, match=message):
+        tiny.load(write_distilbert(tmp_path / "model", tiny.torch_tensors(head=None, pooler=False), **changes), 3)
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("settings", [None, {"model_max_length": 8}, {"tokenizer_class": "PreTrainedTokenizerFast"}])
 def test_a_tokenizer_keeps_its_class_beside_a_bert(tiny, tmp_path, model_type, settings):
@@ -145,7 +256,7 @@ def test_a_tokenizer_keeps_its_class_beside_a_bert(tiny, tmp_path, model_type, s
     assert (target / "tokenizer.json").read_text() == "{}"
     found = target / "tokenizer_config.json"
     written = json.loads(found.read_text()) if found.is_file() else None
-    own = {} if model_type == "bert" else {"tokenizer_class": FAMILIES[model_type].tokenizer}
+    own = {"tokenizer_class": FAMILIES[model_type].tokenizer} if model_type in ROBERTAS else {}
     assert written == ((own | (settings or {})) or None)
 
 
