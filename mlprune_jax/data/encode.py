@@ -40,7 +40,7 @@ class Encoded:
 
     Attributes:
         input_ids: ids of all examples.
-        token_type_ids: 0 in the first text of an example and its markers, 1 in the second; all 0 where the tokenizer marks none.
+        token_type_ids: 0 in the first text of an example and its markers, 1 in the second; or all 0, as a RoBERTa's.
         offsets: where the examples begin, and the end of the last.
         labels: class ids, targets, or first and last token of answers; None where the split has none.
         pad_id: the token that fills up a batch's rows.
