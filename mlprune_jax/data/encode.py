@@ -24,6 +24,7 @@ _NO_TOKENIZER = (
     "pass a folder that holds a tokenizer; of a vocab.json with merges.txt, or a sentencepiece model, transformers' "
     "AutoTokenizer.from_pretrained(...).save_pretrained(...) makes a tokenizer.json"
 )
+_FILES = ("tokenizer.json", "vocab.txt")  # one of them
 _CHUNK = 4096  # texts handed over at once: enough to keep all cores busy, little enough to keep in memory as lists
 _CHARACTERS = 2**22  # of them together, where texts are long; a token takes some 200 bytes for a while
 
@@ -88,7 +89,7 @@ def load_tokenizer(folder: AnyPath) -> Tokenizer:
     """
     folder = home_path(folder)
     # Checked here because transformers makes up an empty vocabulary where it finds no file.
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    if not any((folder / name).is_file() for name in _FILES):
         raise ModelError(f"{folder}: no tokenizer.json or vocab.txt", hint=_NO_TOKENIZER)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else a notice that torch is missing
     with _IMPORTING:
@@ -100,6 +101,13 @@ def load_tokenizer(folder: AnyPath) -> Tokenizer:
         reason = " ".join(str(error).split())[:300]
         hint = "save it again, and see that config.json is whole, which is read too"
         raise ModelError(f"{folder}: the tokenizer cannot be read: {reason}", hint=hint) from None
+    own = tokenizer.vocab_files_names.values()
+    if own and not any((folder / name).is_file() for name in own):
+        raise ModelError(
+            f"{folder} has none of the files that a {type(tokenizer).__name__} is read from: {', '.join(own)}",
+            hint="name another tokenizer_class in tokenizer_config.json (vocab.txt is a BertTokenizer's), or "
+            + _NO_TOKENIZER,
+        )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{folder}: the tokenizer has no padding token", hint="add pad_token to its settings")
     if getattr(tokenizer, "is_fast", False):
@@ -120,11 +128,13 @@ def _check_files(tokenizer: Tokenizer, folder: Path) -> None:
     stored = json.loads(type(tokenizer.backend_tokenizer).from_file(str(own)).to_str())  # its defaults filled in
     for part in ("normalizer", "pre_tokenizer"):
         if stored[part] != used[part]:
-            there, here = (json.dumps(value)[:300] for value in _unlike(stored[part], used[part]))
+            there, here = (json.dumps(_shortened(value))[:300] for value in _unlike(stored[part], used[part]))
+            berts = (used[part] or {}).get("type") == "BertNormalizer"
+            same = f"make {settings.name} say the same (do_lower_case, strip_accents, tokenize_chinese_chars), or "
             raise ModelError(
                 f"{own} says {part} {there}; by {settings.name}, which is what counts here, it is {here}",
-                hint=f"make {settings.name} say the same (do_lower_case, strip_accents, tokenize_chinese_chars), or "
-                f'write "tokenizer_class": "PreTrainedTokenizerFast" into it: then {own.name} is taken as it is',
+                hint=f'{same if berts else ""}write "tokenizer_class": "PreTrainedTokenizerFast" into '
+                f"{'it' if berts else settings.name}: then {own.name} is taken as it is",
             )
 
 
@@ -134,6 +144,15 @@ def _unlike(one: Any, other: Any) -> tuple[Any, Any]:
         return one, other
     names = [name for name in one if one[name] != other[name]]
     return {name: one[name] for name in names}, {name: other[name] for name in names}
+
+
+def _shortened(value: Any) -> Any:
+    """The same without most of a long string, such as a table in base64."""
+    if isinstance(value, dict):
+        return {name: _shortened(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_shortened(part) for part in value]
+    return f"{value[:20]}..." if isinstance(value, str) and len(value) > 40 else value
 
 
 def _check_case(tokenizer: Tokenizer, used: dict[str, Any], settings: Path) -> None:
@@ -170,6 +189,23 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, name: object = "the 
         raise ModelError(
             f"the tokenizer has {len(tokenizer)} tokens, {name} only {vocab_size} embeddings",
             hint="take the tokenizer that the model was trained with",
+        )
+
+
+def check_same_tokens(tokenizer: Tokenizer, folder: Path, name: object) -> None:
+    """Refuse a model, called ``name`` in the message, whose folder has a tokenizer of other ids.
+
+    Raises:
+        ModelError: it has, or cannot be read.
+    """
+    if not any((folder / file).is_file() for file in _FILES):
+        return
+    wanted, found = tokenizer.get_vocab(), load_tokenizer(folder).get_vocab()
+    if other := [token for token, i in wanted.items() if found.get(token) != i]:
+        raise ModelError(
+            f"{name} has a tokenizer of its own: {len(other)} of {len(wanted)} tokens, {other[0]!r} among them, have "
+            "other ids in it or none",
+            hint="take a model that was trained with the same tokenizer",
         )
 
 
@@ -245,7 +281,9 @@ def chunks(columns: Sequence[Sequence[str]], rows: int) -> Iterator[slice]:
 def _text_of_tokens(out: Any, row: int, fast: bool) -> Int[np.ndarray, " tokens"]:
     if fast:
         return np.array([-1 if text is None else text for text in out.encodings[row].sequence_ids])
-    return np.where(np.array(out["special_tokens_mask"][row]) == 1, -1, np.array(out["token_type_ids"][row]))
+    marker = np.array(out["special_tokens_mask"][row]) == 1
+    begins = ~marker & np.concatenate([[True], marker[:-1]])
+    return np.where(marker, -1, np.cumsum(begins) - 1)
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> Int32[np.ndarray, " tokens"]:

@@ -34,7 +34,7 @@ def model(hub_id: str, *, cached: bool = False) -> str:
     """
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.txt", "*.safetensors"]
+    wanted = ["*.json", "*.txt", "*.codes", "*.safetensors"]
     return snapshot_download(hub_id, local_files_only=cached, allow_patterns=wanted, ignore_patterns=["*/*"])
 
 

@@ -16,22 +16,25 @@ class Family(NamedTuple):
     Attributes:
         prefix: of its encoder's tensors, where BERT's have ``bert.``.
         tokenizer: transformers' class, which a folder may leave to be told from its model_type; None: BERT's own.
+        defaults: of settings that ``config.json`` leaves out, where they are not BERT's.
         settings: BERT's words in ``config.json`` with this family's, where they differ.
         renamed: parts of names, of tensors of the encoder without the prefix, with BERT's in their place.
         left_out: beginnings of the names of tensors that have no place in a BERT, likewise.
         absent: BERT's names of tensors that the family does without, which is as if they were zeros.
-        padding: id of its padding token, where ``config.json`` does not say.
         positions_after_padding: positions count from the padding token's id on, so that the rows up to it mean none.
+        embedding_size: of embeddings that may be narrower than the layers, where ``config.json`` does not say; None:
+            they cannot.
     """
 
     prefix: str
     tokenizer: str | None = None
+    defaults: Mapping[str, int] = MappingProxyType({})
     settings: Mapping[str, str] = MappingProxyType({})
     renamed: tuple[tuple[str, str], ...] = ()
     left_out: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
-    padding: int = 0
     positions_after_padding: bool = False
+    embedding_size: int | None = None
 
     def bert_name(self, name: str) -> str | None:
         """BERT's name of a tensor, None where it has no place in one."""
@@ -54,9 +57,9 @@ def _roberta(tokenizer: str) -> Family:
     return Family(
         "roberta",
         tokenizer,
+        defaults={"pad_token_id": 1},
         renamed=renamed,
         left_out=("lm_head.", "pooler."),
-        padding=1,
         positions_after_padding=True,
     )
 
@@ -64,6 +67,7 @@ def _roberta(tokenizer: str) -> Family:
 # Between the two layers of their classifiers stands no tanh as in BERT's pooler but, in turn, a ReLU and a GELU.
 _DISTILBERT = Family(
     "distilbert",
+    defaults={"num_hidden_layers": 6},
     settings={
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",
@@ -88,7 +92,16 @@ _DISTILBERT = Family(
     absent=("bert.embeddings.token_type_embeddings.weight",),
 )
 _ELECTRA = Family(
-    "electra", left_out=("discriminator_predictions.", "generator_predictions.", "generator_lm_head.", "classifier.")
+    "electra",
+    defaults={"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+    left_out=(
+        "discriminator_predictions.",
+        "generator_predictions.",
+        "generator_lm_head.",
+        "sequence_summary.",
+        "classifier.",
+    ),
+    embedding_size=128,
 )
 
 

@@ -52,20 +52,33 @@ def read_config(folder: Path) -> StoredConfig:
     for key, wanted in _REQUIRED.items():
         if said.get(key, wanted) != wanted:
             raise ModelError(f"{path}: {key} is {reprlib.repr(said[key])}, only {wanted!r} is supported", hint=_EXAMPLE)
-    words = {name: family.settings.get(name, name) for name in _GEOMETRY}
-    fields = {"pad_token_id": family.padding} | {name: said[own] for name, own in words.items() if own in said}
+    # Other families' configs may have BERT's words too.
+    words = {name: own if (own := family.settings.get(name)) in said else name for name in _GEOMETRY}
+    fields = dict(family.defaults) | {name: said[word] for name, word in words.items() if word in said}
     try:
         dense = ModelConfig.model_validate(fields)
-        positions = dense.max_position_embeddings - family.first_position(dense)
-        dense = ModelConfig.model_validate(fields | {"max_position_embeddings": positions})
     except ValidationError as error:
         raise ModelError(f"{path} does not describe a model we run: {_explain(error, words)}") from error
-    if (width := said.get("embedding_size", dense.hidden_size)) != dense.hidden_size:
+    if family.embedding_size is not None:
+        width = said.get("embedding_size", family.embedding_size)
+        if width != dense.hidden_size:
+            raise ModelError(
+                f"{path}: embedding_size is {reprlib.repr(width)}, only hidden_size's {dense.hidden_size} is supported",
+                hint=_EXAMPLE,
+            )
+    return StoredConfig(_with_layers(_counted_positions(dense, family, path), folder / PRUNING), said, family)
+
+
+def _counted_positions(config: ModelConfig, family: Family, path: Path) -> ModelConfig:
+    """The geometry with the positions that tokens have, for all rows that are stored."""
+    positions = config.max_position_embeddings - family.first_position(config)
+    if positions < 1:
         raise ModelError(
-            f"{path}: embedding_size is {reprlib.repr(width)}, only hidden_size's {dense.hidden_size} is supported",
-            hint=_EXAMPLE,
+            f"{path}: max_position_embeddings is {config.max_position_embeddings}, and tokens have those behind "
+            f"pad_token_id's {config.pad_token_id}: none is left",
+            hint="Take the config.json of the original folder.",
         )
-    return StoredConfig(_with_layers(dense, folder / PRUNING), said, family)
+    return config.model_copy(update={"max_position_embeddings": positions})
 
 
 def _family(model_type: object, path: Path) -> Family:

@@ -12,7 +12,7 @@ import jax
 
 from mlprune_jax.config.geometry import ModelConfig
 from mlprune_jax.config.settings import PruneStage, RunConfig
-from mlprune_jax.data.encode import Tokenizer, load_tokenizer
+from mlprune_jax.data.encode import Tokenizer, check_same_tokens, load_tokenizer
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.errors import ConfigError
 from mlprune_jax.inference.stored import load_masks
@@ -119,6 +119,8 @@ def check_given(config: RunConfig, task: Task, given: Given, tokenizer: Tokenize
     start = given.start.model
     models = {config.model: start, **given.named}
     check_inputs(config, task, {name: model.config for name, model in models.items()}, tokenizer)
+    for name in given.named:
+        check_same_tokens(tokenizer, given.folders[name], name)
     students: dict[str, ModelConfig] = {}
     student = teacher = start
     for name in STAGES:

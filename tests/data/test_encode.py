@@ -85,6 +85,33 @@ def test_a_slow_tokenizer_cuts_and_counts_as_well(tokenizer, tmp_path):
     assert cut.truncated == wanted.truncated == 1
 
 
+def test_a_slow_tokenizer_that_marks_no_texts_cuts_the_longer_one(tmp_path):
+    """Found by review: token types, all 0, were taken for the texts, and the second one was lost."""
+    words = ["the", "film", "is", "good", "but", "dull", "who", "lies"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{word} 1\n" for word in words))
+    merges = [("t", "h"), ("th", "e</w>")]
+    (tmp_path / "bpe.codes").write_text("".join(f"{one} {other} 1\n" for one, other in merges))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PhobertTokenizer"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    slow = load_tokenizer(tmp_path)
+    assert not slow.is_fast
+    texts = ("the the the the the the", "the the")
+    encoded = encode(Examples(([texts[0]], [texts[1]]), None, "x"), slow, max_length=9)
+    wanted = slow(*texts, truncation="longest_first", max_length=9)["input_ids"]
+    assert encoded.input_ids.tolist() == wanted
+    assert wanted.count(slow.convert_tokens_to_ids("the")) == 5
+
+
+def test_a_tokenizer_whose_files_are_another_ones_is_refused(tokenizer, tmp_path):
+    """Found by review: transformers makes up five tokens, and all texts are unknown ones."""
+    (tmp_path / "vocab.txt").write_text("\n".join(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    with pytest.raises(ModelError, match=r"none of the files that a RobertaTokenizer is read from: vocab\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    assert load_tokenizer(tmp_path)("good")["input_ids"] == tokenizer("good")["input_ids"]
+
+
 def test_long_texts_go_to_the_tokenizer_a_few_at_a_time(monkeypatch):
     monkeypatch.setattr(module, "_CHARACTERS", 5)
     columns = (["four", "4444", "", "1", "1", "1"], ["", "4444", "", "1", "1", "1"])
@@ -158,6 +185,16 @@ def test_a_tokenizer_that_is_not_what_its_file_says_is_refused(tmp_path, part, s
         same = {"do_lower_case" if name == "lowercase" else name: value for name, value in stored.items()}
         config.write_text(json.dumps(plain | same))
         assert load_tokenizer(folder)(text)["input_ids"] == taken(text)["input_ids"]
+
+
+def test_a_refusal_shows_what_differs_and_no_table(tmp_path):
+    """Found by review: a sentencepiece's normalizer is a table in base64, which hid all else."""
+    folder = write_demo(tmp_path, train_size=1, dev_size=1)
+    own = folder / "tokenizer.json"
+    replace = {"type": "Replace", "pattern": {"String": "m" * 4000}, "content": "film"}
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"normalizer": replace}))
+    with pytest.raises(ModelError, match=r'"String": "m{20}\.\.\."}, "content": "film"}; by'):
+        load_tokenizer(folder)
 
 
 def test_a_tokenizer_file_may_leave_out_what_is_by_default(tmp_path):

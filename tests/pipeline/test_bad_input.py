@@ -219,6 +219,18 @@ def test_inputs_may_be_as_long_as_a_model_has_positions(tiny):
 
 
 @pytest.mark.parametrize("use", ["start_from", "teacher"])
+def test_a_given_model_of_another_vocabulary(refused, tmp_path, use):
+    """Found by review: it would have read ids that mean other words to it."""
+    other = shutil.copytree(tmp_path / "model", tmp_path / "other")
+    words = (other / "vocab.txt").read_text().splitlines()
+    (other / "tokenizer.json").unlink()
+    (other / "vocab.txt").write_text("\n".join([*words[:-2], words[-1], words[-2]]) + "\n")
+    refused(3, f"other has a tokenizer of its own: 2 of {len(words)} tokens", *prune(f"prune.blocks.{use}=other"))
+    (other / "vocab.txt").write_text("\n".join([*words, "more"]) + "\n")
+    assert CliRunner().invoke(app, [*prune(f"prune.blocks.{use}=other"), "--dry-run"]).exit_code == 0
+
+
+@pytest.mark.parametrize("use", ["start_from", "teacher"])
 @pytest.mark.parametrize(
     ("change", "code", "told"),
     [
