@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -130,14 +131,16 @@ def test_a_default_folder_is_always_a_new_one(invoke, pipeline, tmp_path):
 
 def test_resume_eval_inspect_delegate(invoke, pipeline):
     assert invoke("resume", "runs/x", "--quiet").exit_code == 0
-    assert invoke("eval", "runs/x", "--data", "d", "--split", "test", "--batch-size", "8").exit_code == 0
+    options = ["--data", "d", "--split", "test", "--batch-size", "8", "--against", "y"]
+    assert invoke("eval", "runs/x", *options).exit_code == 0
     assert invoke("inspect", "runs/x").exit_code == 0
     assert [(name, [str(arg) for arg in args], kwargs) for name, args, kwargs in pipeline.made] == [
         ("resume", ["runs/x"], {"quiet": True}),
         (
             "evaluate_folder",
             ["runs/x"],
-            {"data": "d", "split": "test", "skip_damaged": False, "batch_size": 8, "offline": False},
+            {"against": Path("y"), "data": "d"}
+            | {"split": "test", "skip_damaged": False, "batch_size": 8, "offline": False},
         ),
         ("inspect_folder", ["runs/x"], {}),
     ]

@@ -27,6 +27,9 @@ from mlprune_jax.errors import ConfigError
 
 def evaluate(
     folder: Folder,
+    against: Annotated[
+        Path | None, typer.Option(metavar="RUN_OR_FOLDER", help="A model to compare it with, example by example.")
+    ] = None,
     data: Annotated[str | None, typer.Option(metavar="FOLDER", help="The task's data; the run's otherwise.")] = None,
     split: Annotated[str, typer.Option(help="Which part of the data.")] = "dev",
     skip_damaged: SkipDamaged = False,
@@ -42,7 +45,13 @@ def evaluate(
         from mlprune_jax.pipeline import evaluation
 
         return evaluation.evaluate_folder(
-            folder, data=data, split=split, skip_damaged=skip_damaged, batch_size=batch_size, offline=offline
+            folder,
+            against=against,
+            data=data,
+            split=split,
+            skip_damaged=skip_damaged,
+            batch_size=batch_size,
+            offline=offline,
         )
 
     perform(work, Switches(as_json, quiet, offline, debug))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from mlprune_jax.config.geometry import LayerShape, ModelConfig
 from mlprune_jax.config.settings import OF_THRESHOLDS, Prune, PruneStage, RunConfig
+from mlprune_jax.config.task import TaskSettings
 from mlprune_jax.data.encode import Tokenizer, check_vocabulary, token_types
 from mlprune_jax.data.tasks import Task
 from mlprune_jax.errors import ConfigError
@@ -17,11 +18,11 @@ from mlprune_jax.training.arrival import arriving
 _log = logging.getLogger(__name__)
 
 
-def check_inputs(config: RunConfig, task: Task, models: Mapping[str, ModelConfig], tokenizer: Tokenizer) -> None:
+def check_inputs(settings: TaskSettings, task: Task, models: Mapping[str, ModelConfig], tokenizer: Tokenizer) -> None:
     """Refuse models that could not read the data.
 
     Args:
-        config: the run's settings.
+        settings: how texts are cut.
         task: what is predicted.
         models: by the names that the settings have for them.
         tokenizer: that of all of them.
@@ -32,9 +33,9 @@ def check_inputs(config: RunConfig, task: Task, models: Mapping[str, ModelConfig
     """
     types = token_types(tokenizer, len(task.text_columns))
     for name, model in models.items():
-        if config.max_length > model.max_position_embeddings:
+        if settings.max_length > model.max_position_embeddings:
             raise ConfigError(
-                f"max_length {config.max_length} is above the {model.max_position_embeddings} positions of {name}",
+                f"max_length {settings.max_length} is above the {model.max_position_embeddings} positions of {name}",
                 hint=f"set max_length to {model.max_position_embeddings} or less",
             )
         if types > model.type_vocab_size:

@@ -1,4 +1,4 @@
-"""A model's scores on an encoded split, whatever its task."""
+"""A model on an encoded split, whatever its task."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from mlprune_jax.data.tasks import Task
 from mlprune_jax.data.windows import Windows
 from mlprune_jax.models.tasks import TaskModel
 from mlprune_jax.training.answer_metrics import evaluate_answers
+from mlprune_jax.training.comparison import Outcomes
 from mlprune_jax.training.mesh import Layout
 from mlprune_jax.training.metrics import evaluate, make_forward
 
 
-def score_split(
+def evaluate_split(
     module: TaskModel,
     params: Any,
     encoded: Encoded,
@@ -24,8 +25,8 @@ def score_split(
     *,
     batch_size: int,
     layout: Layout,
-) -> dict[str, Any]:
-    """The task's metrics, the mean loss and the number of examples of a labelled split.
+) -> Outcomes:
+    """What a model says of a labelled split: its metrics are the task's, with the mean loss and the number of examples.
 
     Where there are some, also ``"skipped"``, damaged examples that were left out, and ``"truncated"``, those that were
     too long and were cut.
@@ -40,8 +41,8 @@ def score_split(
     forward = make_forward(module, layout)
     params = layout.place(params)
     if isinstance(encoded, Windows):
-        scores = evaluate_answers(forward, params, encoded, batches, settings)
+        outcomes = evaluate_answers(forward, params, encoded, batches, settings)
     else:
-        scores = evaluate(forward, params, batches, task.metrics, task.kind)
+        outcomes = evaluate(forward, params, batches, task.metrics, task.kind)
     counts = {"skipped": encoded.skipped, "truncated": encoded.truncated}
-    return scores | {name: count for name, count in counts.items() if count}
+    return outcomes._replace(facts=outcomes.facts | {name: count for name, count in counts.items() if count})

@@ -21,7 +21,7 @@ from mlprune_jax.data.encode import Encoded
 from mlprune_jax.data.variants import with_variants
 from mlprune_jax.models.tasks import TaskModel, first_token_suffices
 from mlprune_jax.pipeline.context import Context, Model, learning_steps, num_steps, stage_seed
-from mlprune_jax.pipeline.scoring import score_split
+from mlprune_jax.pipeline.scoring import evaluate_split
 from mlprune_jax.pruning.binarize import positive_units
 from mlprune_jax.pruning.density import (
     BlockCost,
@@ -81,7 +81,7 @@ class BlockResult(NamedTuple):
 def score(context: Context, model: Model) -> dict[str, Any]:
     """Metrics and loss on the dev split, in float32 whatever the training computed in: `mlprune eval` agrees."""
     config, task = context.config, context.task
-    return score_split(
+    outcomes = evaluate_split(
         TaskModel(model.config, task.kind, context.num_labels),
         model.params,
         context.dev,
@@ -90,6 +90,7 @@ def score(context: Context, model: Model) -> dict[str, Any]:
         batch_size=config.eval_batch_size,
         layout=context.layout,
     )
+    return outcomes.metrics
 
 
 def train_plain(

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from mlprune_jax.config.task import TaskSettings
 from mlprune_jax.data.answers import Answers
 from mlprune_jax.data.squad import Questions
 from mlprune_jax.data.windows import Windows
+from mlprune_jax.training.comparison import Outcomes
 from mlprune_jax.training.metrics import forward_batches
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -55,8 +57,17 @@ def score_answers(asked: Questions, answers: Mapping[str, str], *, may_have_no_a
     Returns:
         ``{"f1", "exact_match"}`` in [0, 1], ``"examples"``: all questions, ``"unanswered"``: those without an entry.
     """
-    totals = np.zeros(2)
-    for name, texts in zip(asked.ids, asked.answers, strict=True):
+    points = answer_points(asked, answers, may_have_no_answer=may_have_no_answer)
+    unanswered = sum(name not in answers for name in asked.ids)
+    return _means(points) | {"examples": len(asked), "unanswered": unanswered}
+
+
+def answer_points(
+    asked: Questions, answers: Mapping[str, str], *, may_have_no_answer: bool
+) -> Float64[np.ndarray, "questions 2"]:
+    """F1 and exact match of each question, in [0, 1]; arguments as of `score_answers`."""
+    points = np.zeros((len(asked), 2))
+    for row, (name, texts) in enumerate(zip(asked.ids, asked.answers, strict=True)):
         if name not in answers:
             continue
         gold = texts
@@ -66,16 +77,14 @@ def score_answers(asked: Questions, answers: Mapping[str, str], *, may_have_no_a
             (answer_f1(answers[name], text, none_counts=may_have_no_answer), exact_match(answers[name], text))
             for text in gold
         ]
-        totals += np.max(scores, axis=0)
-    f1, exact = (totals / len(asked)).tolist()
-    unanswered = sum(name not in answers for name in asked.ids)
-    return {"f1": f1, "exact_match": exact, "examples": len(asked), "unanswered": unanswered}
+        points[row] = np.max(scores, axis=0)
+    return points
 
 
 def evaluate_answers(
     forward: Any, params: Any, windows: Windows, batches: Iterable[dict[str, Any]], settings: TaskSettings
-) -> dict[str, Any]:
-    """Metrics and mean loss of a span model over a split; of the logits, only each question's best spans are kept.
+) -> Outcomes:
+    """What a span model answers to each question of a split; of its logits, only each question's best spans are kept.
 
     Args:
         forward: see `mlprune_jax.training.metrics.make_forward`.
@@ -85,7 +94,7 @@ def evaluate_answers(
         settings: how answers are chosen.
 
     Returns:
-        As `score_answers`, with ``"loss"``, the mean over windows, and ``"windows"``.
+        Outcomes whose metrics are those of `score_answers`, with ``"loss"``, the mean over windows, and ``"windows"``.
 
     Raises:
         NumericalError: logits that are not finite.
@@ -97,5 +106,16 @@ def evaluate_answers(
         losses.append(loss)
     asked = windows.asked
     texts = {name: answers.answer(question).text for question, name in enumerate(asked.ids)}
-    scores = score_answers(asked, texts, may_have_no_answer=settings.answering["null_threshold"] is not None)
-    return scores | {"loss": float(np.concatenate(losses).mean()), "windows": len(windows)}
+    points = answer_points(asked, texts, may_have_no_answer=settings.answering["null_threshold"] is not None)
+    facts = {"examples": len(asked), "unanswered": 0, "loss": float(np.concatenate(losses).mean())}
+    return Outcomes(
+        answers=list(texts.values()),
+        correct=points[:, 1] == 1,
+        score=lambda rows: _means(points[rows]),
+        facts=facts | {"windows": len(windows)},
+    )
+
+
+def _means(points: Float64[np.ndarray, "questions 2"]) -> dict[str, float]:
+    f1, exact = points.mean(axis=0).tolist()
+    return {"f1": f1, "exact_match": exact}

@@ -12,6 +12,7 @@ import numpy as np
 from mlprune_jax.data.batches import process_share
 from mlprune_jax.errors import NumericalError
 from mlprune_jax.models.tasks import Kind, TaskModel, predict_logits
+from mlprune_jax.training.comparison import Outcomes, Rows
 from mlprune_jax.training.losses import example_losses
 from mlprune_jax.training.mesh import Layout
 
@@ -60,8 +61,8 @@ def forward_batches(
 
 def evaluate(
     forward: Any, params: Any, batches: Iterable[dict[str, Any]], metrics: tuple[str, ...], kind: Kind
-) -> dict[str, Any]:
-    """Metrics and mean loss over a split.
+) -> Outcomes:
+    """What a model says of each example of a split, with metrics and mean loss.
 
     Args:
         forward: see `make_forward`.
@@ -71,7 +72,8 @@ def evaluate(
         kind: of the task.
 
     Returns:
-        ``{metric: value, ..., "loss": value, "examples": count}``; accuracies and correlations lie in [-1, 1].
+        Outcomes whose metrics are ``{metric: value, ..., "loss": value, "examples": count}``; accuracies and
+        correlations lie in [-1, 1].
 
     Raises:
         NumericalError: logits that are not finite.
@@ -79,8 +81,13 @@ def evaluate(
     found = [(batch["labels"], logits, losses) for batch, logits, losses in forward_batches(forward, params, batches)]
     gold, scores, losses = map(np.concatenate, zip(*found, strict=True))
     predicted = scores[:, 0] if kind == "regression" else scores.argmax(-1)
-    values = {name: float(METRICS[name](gold, predicted)) for name in metrics}
-    return values | {"loss": float(losses.mean()), "examples": len(gold)}
+
+    def score(rows: Rows) -> dict[str, float]:
+        values = {name: float(METRICS[name](gold[rows], predicted[rows])) for name in metrics}
+        return values | {"loss": float(losses[rows].mean())}
+
+    correct = None if kind == "regression" else gold == predicted
+    return Outcomes(predicted, correct, score, {"examples": len(gold)})
 
 
 def _accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:

@@ -84,7 +84,7 @@ def test_packed_models_answer_like_those_with_zeros_and_like_evaluation(answers_
     assert len(windows) > len(questions)
     forward = make_forward(TaskModel(SHRUNK, "span", 2), Layout())
     batches = eval_batches(windows, batch_size=8, buckets=settings.buckets)
-    told = evaluate_answers(forward, params, windows, batches, settings)
+    told = evaluate_answers(forward, params, windows, batches, settings).metrics
     texts = dict(zip(questions.ids, (answer.text for answer in packed), strict=True))
     scores = score_answers(questions, texts, may_have_no_answer=True)
     assert {name: told[name] for name in scores} == scores

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mlprune_jax.errors import ModelError, NumericalError
+from mlprune_jax.errors import ConfigError, DataError, ModelError, NumericalError
 from mlprune_jax.pipeline.evaluation import evaluate_folder
 
 
@@ -57,3 +57,54 @@ def test_logits_that_are_not_finite_are_no_answers(tiny, changed):
     )
     with pytest.raises(NumericalError, match="logits are not finite"):
         evaluate_folder(folder, data=str(tiny.data))
+
+
+def scattered(arrays):
+    """Weights large enough that a text's answer depends on its words."""
+    return {name: 20 * weight if weight.ndim == 2 else weight for name, weight in arrays.items()}
+
+
+def test_two_models_are_compared_example_by_example(tiny, changed):
+    other = changed(scattered)
+    told = evaluate_folder(tiny.model, against=other, data=str(tiny.data))
+    ours, theirs = (evaluate_folder(folder, data=str(tiny.data)) for folder in (tiny.model, other))
+    assert {name: told[name] for name in ours} == ours
+    against = told["against"]
+    assert against["model"] == str(other)
+    for name in ("accuracy", "loss"):
+        assert against[name] == theirs[name]
+        assert against["difference"][name] == ours[name] - theirs[name] != 0
+        low, high = against["interval_95"][name]
+        assert low <= against["difference"][name] <= high
+    assert (against["gained"] - against["lost"]) / 24 == pytest.approx(against["difference"]["accuracy"])
+    assert against["agreement"] == 1 - (against["gained"] + against["lost"]) / 24 < 1  # of two classes
+
+
+def test_a_model_of_other_software_is_read_as_the_first(tiny, changed):
+    other = changed(scattered)
+    config = json.loads((other / "config.json").read_text())
+    wanted = evaluate_folder(tiny.model, against=other, data=str(tiny.data))["against"]
+    del config["mlprune"]
+    (other / "config.json").write_text(json.dumps(config))
+    assert evaluate_folder(tiny.model, against=other, data=str(tiny.data))["against"] == wanted
+    config["max_position_embeddings"] = 16
+    (other / "config.json").write_text(json.dumps(config))
+
+    def shorten(arrays):
+        name = "bert.embeddings.position_embeddings.weight"
+        return arrays | {name: np.ascontiguousarray(arrays[name][:16])}
+
+    save_file(shorten(load_file(other / "model.safetensors")), other / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"max_length 24 is above the 16 positions of .*changed"):
+        evaluate_folder(tiny.model, against=other, data=str(tiny.data))
+
+
+def test_models_that_cannot_be_compared(tiny, changed, tmp_path):
+    other = changed(lambda arrays: arrays)
+    config = json.loads((other / "config.json").read_text())
+    config["mlprune"]["task"]["task"] = "sst2"
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"changed cannot be compared: their task is 'demo' and 'sst2'"):
+        evaluate_folder(tiny.model, against=other, data=str(tiny.data))
+    with pytest.raises(DataError, match=r"no folder '.*absent'"):
+        evaluate_folder(tiny.model, against=tmp_path / "absent", data=str(tiny.data))

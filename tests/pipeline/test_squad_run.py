@@ -69,6 +69,17 @@ def test_eval_agrees_with_the_run(finished):
         name: final[name] for name in ("f1", "exact_match", "loss")
     }
     assert inspect_folder(finished)["metric"] == "f1"
+
+
+def test_eval_compares_answers(finished):
+    told = evaluate_folder(finished, against=finished / "stages" / "dense")
+    against = told["against"]
+    for name in ("f1", "exact_match"):
+        assert against["difference"][name] == pytest.approx(told[name] - against[name])
+    assert (against["gained"] - against["lost"]) / 20 == pytest.approx(against["difference"]["exact_match"])
+
+
+def test_eval_of_another_split(finished):
     assert evaluate_folder(finished, split="train", batch_size=7)["examples"] == 64
 
 

@@ -18,6 +18,7 @@ from mlprune_jax.pruning.density import HeadRowCost
 from mlprune_jax.pruning.granularity import HEAD, ROW, find_groups
 from mlprune_jax.pruning.masks import init_scores, masks_keeping
 from mlprune_jax.pruning.shrink import shrink
+from mlprune_jax.training.comparison import Outcomes
 from mlprune_jax.training.mesh import Layout
 from tests.pipeline.conftest import GEOMETRY
 
@@ -103,7 +104,11 @@ def test_a_module_computes_as_the_settings_say(tiny, dtype):
 
 def test_scores_are_of_float32_whatever_trained(tiny, whole, monkeypatch):
     """So that `mlprune eval`, which computes in float32, finds the same."""
-    monkeypatch.setattr(stages, "score_split", lambda model, *_, **__: {"dtype": jnp.dtype(model.dtype)})
+
+    def evaluated(module, *_, **__):
+        return Outcomes((), None, lambda _: {}, {"dtype": jnp.dtype(module.dtype)})
+
+    monkeypatch.setattr(stages, "evaluate_split", evaluated)
     assert stages.score(context(tiny, compute_dtype="bfloat16"), whole) == {"dtype": jnp.float32}
 
 

@@ -149,14 +149,14 @@ def test_an_evaluation_counts_every_example_once(batch_size):
         return 2 * batch["labels"][:, None] + 1, batch["labels"] ** 2
 
     batches = eval_batches(split, batch_size=batch_size, buckets=(4,))
-    found = evaluate(forward, "those given", batches, ("pearson", "spearman"), "regression")
+    found = evaluate(forward, "those given", batches, ("pearson", "spearman"), "regression").metrics
     assert found == {"pearson": pytest.approx(1), "spearman": pytest.approx(1), "loss": 13, "examples": 7}
 
 
 def test_an_evaluation_takes_the_likeliest_class():
     batch = {"labels": np.array([2, 0, 1], np.int32), "weights": np.ones(3, np.float32)}
     logits = np.array([[0, -1, 1], [3, 2, 1], [5, -5, 0]], np.float32)
-    found = evaluate(lambda *_: (logits, np.zeros(3, np.float32)), {}, [batch], ("accuracy",), "classification")
+    found = evaluate(lambda *_: (logits, np.zeros(3, np.float32)), {}, [batch], ("accuracy",), "classification").metrics
     assert found["accuracy"] == pytest.approx(2 / 3)
 
 
