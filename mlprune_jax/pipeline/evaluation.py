@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,13 @@ def evaluate_folder(
         settings = settings.model_copy(update={"on_damaged": "skip"})
     source = data or _own_data(path)
     task, examples = load_splits(settings, source, (split,), offline=offline)
-    ours = _answer(folder, task, settings, examples[split], batch_size)
+    answer = _reader(folder, task, settings)
+    other_answer = None if other is None else _reader(other, task, other_settings)  # refused before the first answers
+    ours = answer(examples[split], batch_size)
     told = {"model": str(folder), "task": task.name, "data": source, "split": split, **ours.metrics}
-    if other is None:
+    if other_answer is None:
         return told
-    theirs = _answer(other, task, other_settings, examples[split], batch_size)
+    theirs = other_answer(examples[split], batch_size)
     return told | {"against": {"model": str(other), **theirs.metrics, **compare(ours, theirs)}}
 
 
@@ -100,22 +103,26 @@ def _same_task(settings: TaskSettings, folder: Path, other: Path) -> TaskSetting
     return found
 
 
-def _answer(folder: Path, task: Task, settings: TaskSettings, examples: Examples, batch_size: int) -> Outcomes:
-    """What a folder's model says of each example."""
+def _reader(folder: Path, task: Task, settings: TaskSettings) -> Callable[[Examples, int], Outcomes]:
+    """``(examples, batch size) -> `` what a folder's model says of each."""
     model, fresh_head = load_model(folder, task, task.num_labels, seed=0)
     if fresh_head:
         raise ModelError(f"{folder} has no trained head: there is nothing to evaluate", hint="fine-tune it first")
     tokenizer = load_tokenizer(folder)
     check_inputs(settings, task, {str(folder): model.config}, tokenizer)
-    return evaluate_split(
-        TaskModel(model.config, task.kind, task.num_labels),
-        model.params,
-        encode_split(examples, tokenizer, settings),
-        task,
-        settings,
-        batch_size=batch_size,
-        layout=Layout(devices=jax.local_devices()[:1]),
-    )
+
+    def answer(examples: Examples, batch_size: int) -> Outcomes:
+        return evaluate_split(
+            TaskModel(model.config, task.kind, task.num_labels),
+            model.params,
+            encode_split(examples, tokenizer, settings),
+            task,
+            settings,
+            batch_size=batch_size,
+            layout=Layout(devices=jax.local_devices()[:1]),
+        )
+
+    return answer
 
 
 def _own_data(path: Path) -> str:

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mlprune_jax.errors import ConfigError, DataError, ModelError, NumericalError
+from mlprune_jax.pipeline import evaluation
 from mlprune_jax.pipeline.evaluation import evaluate_folder
 
 
@@ -17,7 +18,7 @@ def changed(tiny, tmp_path):
 
     def change(of_arrays, labels=None):
         folder = tmp_path / "changed"
-        shutil.copytree(tiny.model, folder)
+        shutil.copytree(tiny.model, folder, dirs_exist_ok=True)
         save_file(of_arrays(load_file(folder / "model.safetensors")), folder / "model.safetensors")
         config = json.loads((folder / "config.json").read_text())
         if labels:
@@ -99,12 +100,16 @@ def test_a_model_of_other_software_is_read_as_the_first(tiny, changed):
         evaluate_folder(tiny.model, against=other, data=str(tiny.data))
 
 
-def test_models_that_cannot_be_compared(tiny, changed, tmp_path):
+def test_models_that_cannot_be_compared(tiny, changed, tmp_path, monkeypatch):
     other = changed(lambda arrays: arrays)
     config = json.loads((other / "config.json").read_text())
     config["mlprune"]["task"]["task"] = "sst2"
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"changed cannot be compared: their task is 'demo' and 'sst2'"):
         evaluate_folder(tiny.model, against=other, data=str(tiny.data))
+    headless = changed(lambda arrays: {k: v for k, v in arrays.items() if not k.startswith("classifier.")})
+    monkeypatch.setattr(evaluation, "evaluate_split", None)  # it is told before the first model answers
+    with pytest.raises(ModelError, match="changed has no trained head"):
+        evaluate_folder(tiny.model, against=headless, data=str(tiny.data))
     with pytest.raises(DataError, match=r"no folder '.*absent'"):
         evaluate_folder(tiny.model, against=tmp_path / "absent", data=str(tiny.data))
