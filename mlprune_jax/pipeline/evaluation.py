@@ -53,6 +53,7 @@ def evaluate_folder(
 
     Raises:
         DataError, ModelError: nothing there, a model without a task or a trained head, or two of other tasks.
+        ConfigError: a model that cannot read texts as long as the settings say.
         NumericalError: logits that are not finite.
     """
     path = home_path(path)
