@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Rows = np.ndarray | slice
-RESAMPLES = 1000
 
 
 class Outcomes(NamedTuple):
@@ -32,7 +31,7 @@ class Outcomes(NamedTuple):
         return self.score(slice(None)) | self.facts
 
 
-def compare(ours: Outcomes, theirs: Outcomes, *, resamples: int = RESAMPLES) -> dict[str, Any]:
+def compare(ours: Outcomes, theirs: Outcomes, *, resamples: int = 1000) -> dict[str, Any]:
     """How a model differs from another that answered the same examples.
 
     Both answer each example, so what makes one hard moves both scores: a difference is surer than the error of either
@@ -60,7 +59,7 @@ def compare(ours: Outcomes, theirs: Outcomes, *, resamples: int = RESAMPLES) -> 
     if ours.correct is None or theirs.correct is None:
         return told
     return told | {
-        "agreement": sum(a == b for a, b in zip(ours.answers, theirs.answers, strict=True)) / count,
+        "agreement": float(np.mean([a == b for a, b in zip(ours.answers, theirs.answers, strict=True)])),
         "gained": int(np.sum(ours.correct & ~theirs.correct)),
         "lost": int(np.sum(theirs.correct & ~ours.correct)),
     }

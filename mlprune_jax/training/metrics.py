@@ -72,14 +72,18 @@ def evaluate(
         kind: of the task.
 
     Returns:
-        Outcomes whose metrics are ``{metric: value, ..., "loss": value, "examples": count}``; accuracies and
-        correlations lie in [-1, 1].
+        Outcomes in the examples' order, whose metrics are ``{metric: value, ..., "loss": value, "examples": count}``;
+        accuracies and correlations lie in [-1, 1].
 
     Raises:
         NumericalError: logits that are not finite.
     """
-    found = [(batch["labels"], logits, losses) for batch, logits, losses in forward_batches(forward, params, batches)]
-    gold, scores, losses = map(np.concatenate, zip(*found, strict=True))
+    found = [
+        (batch["index"], batch["labels"], logits, losses)
+        for batch, logits, losses in forward_batches(forward, params, batches)
+    ]
+    index, *columns = map(np.concatenate, zip(*found, strict=True))
+    gold, scores, losses = (column[np.argsort(index)] for column in columns)  # batches begin with short examples
     predicted = scores[:, 0] if kind == "regression" else scores.argmax(-1)
 
     def score(rows: Rows) -> dict[str, float]:

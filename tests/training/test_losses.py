@@ -153,8 +153,20 @@ def test_an_evaluation_counts_every_example_once(batch_size):
     assert found == {"pearson": pytest.approx(1), "spearman": pytest.approx(1), "loss": 13, "examples": 7}
 
 
+def test_outcomes_are_in_the_order_of_the_examples():
+    """Batches are not: short ones come first, and which are depends on the tokenizer and on max_length."""
+    ends = np.cumsum([0, 4, 1, 3, 2])
+    labels = np.array([4, 0, 6, 2], np.float32)
+    split = Split(np.ones(10, np.int32), np.zeros(10, np.int32), ends, labels, 0)
+    batches = eval_batches(split, batch_size=3, buckets=(4,))
+    found = evaluate(lambda _, b: (b["labels"][:, None], b["labels"]), {}, batches, ("pearson",), "regression")
+    assert np.array_equal(found.answers, labels)
+    assert found.score(slice(0, 2))["loss"] == 2
+    assert found.correct is None
+
+
 def test_an_evaluation_takes_the_likeliest_class():
-    batch = {"labels": np.array([2, 0, 1], np.int32), "weights": np.ones(3, np.float32)}
+    batch = {"labels": np.array([2, 0, 1], np.int32), "weights": np.ones(3, np.float32), "index": np.arange(3)}
     logits = np.array([[0, -1, 1], [3, 2, 1], [5, -5, 0]], np.float32)
     found = evaluate(lambda *_: (logits, np.zeros(3, np.float32)), {}, [batch], ("accuracy",), "classification").metrics
     assert found["accuracy"] == pytest.approx(2 / 3)
